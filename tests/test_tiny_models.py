@@ -1,0 +1,115 @@
+"""The tiny models are fair test subjects: repeatable, finite, and changed by the loss of any block."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tiny.models import TINY_MODELS, TinyModel, output_of
+from torch import Tensor, nn
+
+H, E = "hidden_states", "encoder_hidden_states"
+
+OUTPUT_SLOTS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("FluxTransformer2DModel", "transformer_blocks"): (E, H),
+    ("FluxTransformer2DModel", "single_transformer_blocks"): (E, H),
+    ("QwenImageTransformer2DModel", "transformer_blocks"): (E, H),
+    ("WanTransformer3DModel", "blocks"): (H,),
+    ("SD3Transformer2DModel", "transformer_blocks"): (E, H),
+    ("DiTTransformer2DModel", "transformer_blocks"): (H,),
+    ("PixArtTransformer2DModel", "transformer_blocks"): (H,),
+    ("HunyuanVideoTransformer3DModel", "transformer_blocks"): (H, E),
+    ("HunyuanVideoTransformer3DModel", "single_transformer_blocks"): (H, E),
+    ("CogVideoXTransformer3DModel", "transformer_blocks"): (H, E),
+    ("LTXVideoTransformer3DModel", "transformer_blocks"): (H,),
+    ("ChromaTransformer2DModel", "transformer_blocks"): (E, H),
+    ("ChromaTransformer2DModel", "single_transformer_blocks"): (H,),
+}
+
+
+def each_model(test: Any) -> Any:
+    return pytest.mark.parametrize("tiny", TINY_MODELS, ids=lambda tiny: tiny.id)(test)
+
+
+def relative_change(outputs: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> float:
+    return max(
+        float((output - other).norm() / other.norm())
+        for output, other in zip(outputs, reference, strict=True)
+    )
+
+
+def left_out(block: nn.Module, slots: tuple[str, ...], kwargs: dict[str, Any], model: nn.Module) -> Any:
+    """Output of the model when `block` hands its streams through."""
+    signature = inspect.signature(type(block).forward)
+
+    def identity(module: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> Any:
+        arguments = signature.bind(module, *args, **call).arguments
+        if len(slots) == 1:
+            return arguments[slots[0]]
+        # SD3: the last block drops the text stream.
+        return tuple(
+            None if part is None else arguments[slot] for slot, part in zip(slots, output, strict=True)
+        )
+
+    handle = block.register_forward_hook(identity, with_kwargs=True)
+    try:
+        return output_of(model, kwargs)
+    finally:
+        handle.remove()
+
+
+def each_block(tiny: TinyModel, model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, ...]]]:
+    for name in tiny.block_lists:
+        for index, block in enumerate(getattr(model, name)):
+            yield f"{name}[{index}]", block, OUTPUT_SLOTS[tiny.name, name]
+
+
+@each_model
+def test_class_name_and_lists(tiny: TinyModel) -> None:
+    model = tiny.build()
+    lengths = [len(getattr(model, name)) for name in tiny.block_lists]
+    assert type(model).__name__ == tiny.name
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert min(lengths) >= 4
+    assert len(set(lengths)) == len(lengths), "equal lengths would hide a mix-up of two lists"
+
+
+@each_model
+def test_same_weights_and_outputs_each_time(tiny: TinyModel) -> None:
+    caller_state = torch.get_rng_state()
+    first, second = tiny.build(), tiny.build()
+    assert torch.equal(torch.get_rng_state(), caller_state)
+    reference = output_of(first, tiny.inputs(0))
+    for again in (output_of(first, tiny.inputs(0)), output_of(second, tiny.inputs(0))):
+        assert all(map(torch.equal, again, reference))
+    assert all(0.1 < float(output.std()) < 10 for output in reference)
+    assert relative_change(output_of(first, tiny.inputs(1)), reference) > 1e-2
+
+
+@each_model
+def test_every_block_matters(tiny: TinyModel) -> None:
+    model = tiny.build()
+    kwargs = tiny.inputs(0)
+    reference = output_of(model, kwargs)
+    for where, block, slots in each_block(tiny, model):
+        change = relative_change(left_out(block, slots, kwargs, model), reference)
+        assert change > 1e-2, f"{where} changes the output by {change:.1e} only"
+
+
+@pytest.mark.parametrize(
+    ("tiny", "variant"),
+    [pytest.param(tiny, name, id=f"{tiny.id}-{name}") for tiny in TINY_MODELS for name in tiny.variants],
+)
+def test_variants_run(tiny: TinyModel, variant: str) -> None:
+    model = tiny.build()
+    reference = output_of(model, tiny.inputs(0))
+    outputs = output_of(model, tiny.variants[variant](0))
+    assert all(bool(output.isfinite().all()) for output in outputs)
+    if variant == "attention_kwargs":
+        assert all(map(torch.equal, outputs, reference))
+    else:
+        assert relative_change(outputs, reference) > 1e-2

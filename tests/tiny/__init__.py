@@ -1,0 +1,1 @@
+"""Random-weight models and pipelines of diffusers, small enough to run whole in tests."""

@@ -1,0 +1,30 @@
+"""All tiny models."""
+
+from __future__ import annotations
+
+from .base import Draw, Inputs, InputsOf, TinyModel, output_of
+from .image_models import CHROMA, DIT, FLUX, PIXART, QWEN_IMAGE, SD3, SD35
+from .video_models import COGVIDEOX, HUNYUAN_VIDEO, HUNYUAN_VIDEO_TOKEN_REPLACE, LTX, WAN, WAN_IMAGE
+
+__all__ = ["TINY_MODELS", "Draw", "Inputs", "InputsOf", "TinyModel", "output_of", "tiny_model"]
+
+TINY_MODELS: tuple[TinyModel, ...] = (
+    FLUX,
+    QWEN_IMAGE,
+    WAN,
+    WAN_IMAGE,
+    SD3,
+    SD35,
+    DIT,
+    PIXART,
+    HUNYUAN_VIDEO,
+    HUNYUAN_VIDEO_TOKEN_REPLACE,
+    COGVIDEOX,
+    LTX,
+    CHROMA,
+)
+
+
+def tiny_model(model_id: str) -> TinyModel:
+    """Look up by `TinyModel.id`: the class name, with "-label" for further configurations of the class."""
+    return next(model for model in TINY_MODELS if model.id == model_id)
