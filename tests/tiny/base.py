@@ -1,8 +1,8 @@
 """Tiny float32 transformers of diffusers with weights for which every block matters.
 
-A fresh diffusers model is a poor test subject: gates and output layers may start at zero and default linear layers
-shrink their input, so leaving out a block would hardly change the output. `_randomise` therefore redraws every
-parameter at unit gain.
+A fresh diffusers model is a poor test subject: gates and output layers may start at zero, and linear layers
+shrink their input, so leaving out a block would hardly change the output. `_randomise` therefore redraws
+every parameter at unit gain.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TinyModel:
     build: Callable[[], nn.Module]
     """Build the model: always the same weights, float32, in evaluation mode."""
     inputs: InputsOf
-    """Seed -> keyword arguments of one forward; a higher seed (modulo 10) is a later, that is smaller, timestep."""
+    """Seed -> keyword arguments of one forward; from seed 0 to 9 the timestep falls as it does in a run."""
     block_lists: tuple[str, ...]
     """Attribute names of the block lists, in loop order."""
     variants: Mapping[str, InputsOf] = field(default_factory=lambda: MappingProxyType({}))
@@ -85,18 +85,23 @@ def _randomise(model: nn.Module) -> None:
             parameter.normal_(mean=centre, std=0.1)
 
 
-def _build(class_name: str, seed: int, config: Mapping[str, Any]) -> nn.Module:
+def _build(class_name: str, seed: int, config: Mapping[str, Any], gains: Mapping[str, float]) -> nn.Module:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # Chroma imports its position embedding from where diffusers itself no longer wants it.
         warnings.filterwarnings("ignore", message="`FluxPosEmbed` is deprecated", category=FutureWarning)
         torch.manual_seed(seed)
         model = getattr(diffusers, class_name)(**config)
         _randomise(model)
+    for name, gain in gains.items():
+        model.get_parameter(name).data.mul_(gain)
     return model.eval()
 
 
-def builder(class_name: str, seed: int, **config: Any) -> Callable[[], nn.Module]:
-    return functools.partial(_build, class_name, seed, MappingProxyType(config))
+def builder(
+    class_name: str, seed: int, gains: Mapping[str, float] | None = None, **config: Any
+) -> Callable[[], nn.Module]:
+    """Builder of a model with `config`; `gains` scales the named parameters."""
+    return functools.partial(_build, class_name, seed, config, gains or {})
 
 
 def with_extra(inputs: InputsOf, extra: Callable[[Draw], Inputs]) -> InputsOf:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .base import BATCH, Draw, Inputs, InputsOf, TinyModel, builder, keep_all_but, with_extra
 
-# --- images, two streams ----------------------------------------------------------------
+# --- images, two streams ---
 
 _IMAGE_SIDE, _TEXT, _TEXT_DIM, _POOLED = 4, 5, 24, 20
 _IMAGE = _IMAGE_SIDE**2
@@ -60,7 +60,7 @@ def _repeated_controlnet(draw: Draw) -> Inputs:
 
 
 def _chroma_mask(_: Draw) -> Inputs:
-    # The pipeline passes this mask in the dtype of the model: the blocks then *add* it to the attention scores.
+    # The pipeline passes this mask as floating point numbers: the blocks then *add* it to the scores.
     keep = torch.cat([keep_all_but(2, _TEXT), torch.ones(BATCH, _IMAGE, dtype=torch.bool)], dim=1)
     return {"attention_mask": keep.float()}
 
@@ -93,6 +93,8 @@ CHROMA = TinyModel(
     build=builder(
         "ChromaTransformer2DModel",
         seed=2,
+        # At unit gain the modulation, which is all that this layer puts out, drowns the streams.
+        gains={"distilled_guidance_layer.out_proj.weight": 0.3},
         in_channels=16,
         num_layers=4,
         num_single_layers=6,
@@ -204,7 +206,7 @@ SD35 = TinyModel(
     label="dual_attention",
 )
 
-# --- images, one stream ----------------------------------------------------------------
+# --- images, one stream ---
 
 
 def _dit_inputs(seed: int) -> Inputs:
@@ -212,7 +214,7 @@ def _dit_inputs(seed: int) -> Inputs:
     return {
         "hidden_states": draw(BATCH, 4, 8, 8),
         "timestep": torch.full((BATCH,), int(1000 * draw.time)),
-        "class_labels": torch.tensor([seed % 10, 10]),
+        "class_labels": torch.tensor([seed % 10, 1000]),
     }
 
 
@@ -222,9 +224,10 @@ DIT = TinyModel(
         "DiTTransformer2DModel",
         seed=6,
         in_channels=4,
+        out_channels=8,
         num_layers=6,
         sample_size=8,
-        num_embeds_ada_norm=10,
+        num_embeds_ada_norm=1000,
         **_HEADS,
     ),
     inputs=_dit_inputs,

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from .base import Draw, Inputs, InputsOf, TinyModel, output_of
 from .image_models import CHROMA, DIT, FLUX, PIXART, QWEN_IMAGE, SD3, SD35
-from .video_models import COGVIDEOX, HUNYUAN_VIDEO, HUNYUAN_VIDEO_TOKEN_REPLACE, LTX, WAN, WAN_IMAGE
+from .video_models import (
+    COGVIDEOX,
+    HUNYUAN_VIDEO,
+    HUNYUAN_VIDEO_TOKEN_REPLACE,
+    LTX,
+    WAN,
+    WAN_IMAGE,
+    WAN_SECOND,
+)
 
 __all__ = ["TINY_MODELS", "Draw", "Inputs", "InputsOf", "TinyModel", "output_of", "tiny_model"]
 
@@ -12,6 +20,7 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     FLUX,
     QWEN_IMAGE,
     WAN,
+    WAN_SECOND,
     WAN_IMAGE,
     SD3,
     SD35,

@@ -50,6 +50,14 @@ WAN = TinyModel(
     block_lists=("blocks",),
     variants={"timestep_per_token": with_extra(_wan_inputs, _timestep_per_token)},
 )
+# The low-noise expert of a pipeline with two transformers: same class, other weights, other depth.
+WAN_SECOND = TinyModel(
+    name="WanTransformer3DModel",
+    build=builder("WanTransformer3DModel", seed=17, **(_WAN_CONFIG | {"num_layers": 4})),
+    inputs=_wan_inputs,
+    block_lists=("blocks",),
+    label="second",
+)
 
 
 def _wan_image_inputs(seed: int) -> Inputs:
