@@ -1,0 +1,70 @@
+"""Training-free caching for diffusion transformers.
+
+>>> import cache_dit
+>>> cache_dit.enable_cache(pipe)
+>>> image = pipe("a red house").images[0]
+>>> cache_dit.summary(pipe)
+"""
+
+from cache_dit._version import __version__
+from cache_dit.api import disable_cache, enable_cache, refresh_context
+from cache_dit.caching.block_adapters import (
+    BlockAdapter,
+    BlockAdapterRegister,
+    ForwardPattern,
+    ParamsModifier,
+)
+from cache_dit.caching.config import (
+    BasicCacheConfig,
+    CacheType,
+    CalibratorConfig,
+    DBCacheConfig,
+    TaylorSeerCalibratorConfig,
+)
+from cache_dit.caching.engine.requests import Request
+from cache_dit.caching.maths.masks import steps_mask
+from cache_dit.errors import CacheDiTError
+from cache_dit.report import CacheStats, strify, summary
+
+NONE = CacheType.NONE
+DBCache = CacheType.DBCache
+
+get_adapter = BlockAdapterRegister.get_adapter
+
+Pattern_0 = ForwardPattern.Pattern_0
+Pattern_1 = ForwardPattern.Pattern_1
+Pattern_2 = ForwardPattern.Pattern_2
+Pattern_3 = ForwardPattern.Pattern_3
+Pattern_4 = ForwardPattern.Pattern_4
+Pattern_5 = ForwardPattern.Pattern_5
+
+__all__ = [
+    "NONE",
+    "BasicCacheConfig",
+    "BlockAdapter",
+    "BlockAdapterRegister",
+    "CacheDiTError",
+    "CacheStats",
+    "CacheType",
+    "CalibratorConfig",
+    "DBCache",
+    "DBCacheConfig",
+    "ForwardPattern",
+    "ParamsModifier",
+    "Pattern_0",
+    "Pattern_1",
+    "Pattern_2",
+    "Pattern_3",
+    "Pattern_4",
+    "Pattern_5",
+    "Request",
+    "TaylorSeerCalibratorConfig",
+    "__version__",
+    "disable_cache",
+    "enable_cache",
+    "get_adapter",
+    "refresh_context",
+    "steps_mask",
+    "strify",
+    "summary",
+]

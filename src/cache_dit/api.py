@@ -1,0 +1,213 @@
+"""What users call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from cache_dit.caching.attach.attachment import Attachment, attachment
+from cache_dit.caching.attach.override import attachment_of, close_runs, open_runs, put_on, take_off
+from cache_dit.caching.attach.planning import Lists, Setting, fitting_default
+from cache_dit.caching.attach.targets import adapter_of, lists_of, pipeline_of, transformers_of
+from cache_dit.caching.attach.timeline import pipeline_request
+from cache_dit.caching.block_adapters.adapter import ParamsModifier
+from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
+from cache_dit.caching.options import Override
+from cache_dit.errors import ConfigError, ConfigTypeError, nearest
+
+_Target = TypeVar("_Target")
+_Modifiers = ParamsModifier | Sequence[ParamsModifier | Sequence[ParamsModifier]]
+_OPTIONS = ("cache_config", "calibrator_config", "params_modifiers")
+
+
+def enable_cache(
+    pipe_or_adapter: _Target,
+    cache_config: BasicCacheConfig | Override | None = None,
+    calibrator_config: CalibratorConfig | None = None,
+    params_modifiers: _Modifiers | None = None,
+    **unknown: Any,
+) -> _Target:
+    """Cache the blocks of a diffusion transformer from the next forward on.
+
+    Calling it again replaces the configuration. Everything is checked before anything is changed.
+
+    Args:
+        pipe_or_adapter: A diffusers pipeline, a transformer, or a `BlockAdapter`.
+        cache_config: What is skipped and when. None: `DBCacheConfig()`, with fewer first blocks where the
+            first list has less than 16.
+        calibrator_config: What a skipped segment is filled with. None: the last computed value again.
+        params_modifiers: Changes for single block lists, one for each: every list then decides for itself,
+            where otherwise the first list decides for all. With several transformers, one for each
+            transformer or one for each list.
+
+    Returns:
+        The object that was given.
+
+    Raises:
+        UnsupportedModelError: The object or its class is not known; the message shows what to write.
+        ConfigError: An option has a value that does not fit.
+        ConfigTypeError: An option is unknown or of the wrong type.
+        PatternError: The declared data flow cannot be that of the blocks.
+
+    Example:
+        >>> cache_dit.enable_cache(pipe)
+        >>> image = pipe("a red house").images[0]
+        >>> cache_dit.summary(pipe)
+    """
+    _reject("enable_cache", unknown, _OPTIONS)
+    _check_type("cache_config", cache_config, (BasicCacheConfig, Override))
+    _check_type("calibrator_config", calibrator_config, (CalibratorConfig,))
+    adapter = adapter_of(pipe_or_adapter)
+    lists = lists_of(pipe_or_adapter)
+    if params_modifiers is None and adapter is not None:
+        params_modifiers = adapter.params_modifiers
+    modifiers = _spread(params_modifiers, [len(entry.blocks) for entry in lists])
+    separate = None if adapter is None else adapter.has_separate_cfg
+    made = [
+        attachment(
+            entry,
+            _settings(entry, cache_config, calibrator_config or CalibratorConfig(), own, separate),
+            shares_run=len(lists) > 1,
+        )
+        for entry, own in zip(lists, modifiers, strict=True)
+    ]
+    for attached in made:
+        put_on(attached.lists.model, attached)
+    pipe = pipeline_of(adapter or pipe_or_adapter)
+    if pipe is not None:
+        open_runs(pipe, pipeline_request)
+    return pipe_or_adapter
+
+
+def disable_cache(pipe_or_adapter: _Target) -> _Target:
+    """Take caching off; the model is as it was before `enable_cache`. Nothing happens where there is none.
+
+    Args:
+        pipe_or_adapter: What `enable_cache` was given, or the pipeline or transformer itself.
+
+    Returns:
+        The object that was given.
+
+    Raises:
+        UnsupportedModelError: The object is no pipeline, transformer or adapter.
+        CacheDiTError: Something else has wrapped the model since.
+    """
+    for model in transformers_of(adapter_of(pipe_or_adapter) or pipe_or_adapter):
+        take_off(model)
+    pipe = pipeline_of(adapter_of(pipe_or_adapter) or pipe_or_adapter)
+    if pipe is not None:
+        close_runs(pipe)
+    return pipe_or_adapter
+
+
+def refresh_context(
+    pipe_or_adapter: Any,
+    num_inference_steps: int | None = None,
+    cache_config: BasicCacheConfig | Override | None = None,
+    calibrator_config: CalibratorConfig | None = None,
+    verbose: bool = False,
+) -> None:
+    """Begin a new run: drop what is cached and take a new step count or configuration.
+
+    For transformers without a pipeline whose runs differ in their number of steps.
+
+    Args:
+        pipe_or_adapter: What `enable_cache` was given.
+        num_inference_steps: Steps of the coming runs; None: as in the configuration.
+        cache_config: A new configuration, or `DBCacheConfig().reset(...)` to change the fields named.
+        calibrator_config: A new calibrator; None: the one in force.
+        verbose: Print the configuration that is in force now.
+
+    Raises:
+        ConfigError: Caching is not enabled here, or an option does not fit.
+    """
+    _check_type("cache_config", cache_config, (BasicCacheConfig, Override))
+    _check_type("calibrator_config", calibrator_config, (CalibratorConfig,))
+    steps: dict[str, Any] = (
+        {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
+    )
+
+    def change(setting: Setting) -> Setting:
+        cache = setting.cache if cache_config is None else setting.cache.updated(cache_config)
+        return Setting(dataclasses.replace(cache, **steps), calibrator_config or setting.calibrator)
+
+    made = [attached.changed(change) for attached in attachments_of(pipe_or_adapter)]
+    for attached in made:
+        put_on(attached.lists.model, attached)
+        if verbose:
+            print(f"{attached.lists.name}: {attached.strify()}")
+
+
+def attachments_of(pipe_or_adapter: Any) -> list[Attachment]:
+    """What is attached to the transformers of a pipeline or adapter.
+
+    Raises:
+        UnsupportedModelError: The object is no pipeline, transformer or adapter.
+        ConfigError: Caching is not enabled on one of them.
+    """
+    found = []
+    for model in transformers_of(adapter_of(pipe_or_adapter) or pipe_or_adapter):
+        attached = attachment_of(model)
+        if attached is None:
+            raise ConfigError(
+                f"{type(model).__name__} is not cached; call cache_dit.enable_cache on the pipeline or "
+                "transformer first."
+            )
+        found.append(attached)
+    return found
+
+
+def _settings(
+    lists: Lists,
+    config: BasicCacheConfig | Override | None,
+    calibrator: CalibratorConfig,
+    modifiers: Sequence[ParamsModifier],
+    separate_cfg: bool | None,
+) -> tuple[Setting, ...]:
+    """One setting for all lists, or one for each where each has a modifier."""
+    default = fitting_default(lists)
+    base = default if config is None else default.updated(config)
+    if separate_cfg is not None and base.enable_separate_cfg is None:
+        base = dataclasses.replace(base, enable_separate_cfg=separate_cfg)
+    settings = []
+    for modifier in modifiers or (ParamsModifier(),):
+        cache = base if modifier.cache_config is None else base.updated(modifier.cache_config)
+        own = modifier.calibrator_config
+        settings.append(Setting(cache, calibrator if own is None else calibrator.updated(own)))
+    return tuple(settings)
+
+
+def _spread(given: _Modifiers | None, counts: list[int]) -> list[Sequence[ParamsModifier]]:
+    """The modifiers of each transformer from the forms that users may write; `counts` are its lists."""
+    if given is None:
+        return [()] * len(counts)
+    entries = [given] if isinstance(given, ParamsModifier) else list(given)
+    nested = [[entry] if isinstance(entry, ParamsModifier) else list(entry) for entry in entries]
+    flat = [modifier for entry in nested for modifier in entry]
+    for modifier in flat:
+        _check_type("params_modifiers", modifier, (ParamsModifier,))
+    if len(nested) == len(counts) and all(
+        len(own) in (1, count) for own, count in zip(nested, counts, strict=True)
+    ):
+        return list(nested)
+    if len(flat) == sum(counts):
+        return [flat[sum(counts[:i]) : sum(counts[: i + 1])] for i in range(len(counts))]
+    if len(flat) == 1:
+        return [flat] * len(counts)
+    raise ConfigError(
+        f"params_modifiers has {len(flat)} entries but there are {sum(counts)} block lists in {len(counts)} "
+        "transformers; give one for each list, one for each transformer, or one for all."
+    )
+
+
+def _check_type(name: str, value: Any, kinds: tuple[type, ...]) -> None:
+    if value is not None and not isinstance(value, kinds):
+        raise ConfigTypeError(f"{name} is a {type(value).__name__}; give a {kinds[0].__name__}.")
+
+
+def _reject(function: str, unknown: dict[str, Any], known: Sequence[str]) -> None:
+    for name in unknown:
+        hint = nearest(name, known)
+        meant = f"Did you mean {hint!r}?" if hint else f"Known are: {', '.join(known)}."
+        raise ConfigTypeError(f"{function} has no option {name!r}. {meant}")

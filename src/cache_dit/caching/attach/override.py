@@ -1,0 +1,177 @@
+"""Private subclasses that override `__call__` on single instances, by swapping the instance's class.
+
+This is how `torch.nn.utils.parametrize` and FSDP2 work too. The subclass has the name of the class that it
+stands for, `isinstance` and `state_dict` see no difference, no other instance is touched, and taking it off
+is one assignment. The override is outside of everything that replaces `forward` (hooks of accelerate and
+diffusers, a compiled call), so a skipped block skips those as well.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from cache_dit.caching.attach.attachment import Attachment
+from cache_dit.caching.engine.forward import current_frame
+from cache_dit.caching.engine.requests import Request, branch_name
+from cache_dit.errors import CacheDiTError, PatternError
+
+_PLAIN = "_cache_dit_plain_class"
+_ATTACHED = "_cache_dit_attachment"
+
+
+def plain_class(thing: object) -> type:
+    """The class of an object as it was before caching."""
+    return type(thing).__dict__.get(_PLAIN) or type(thing)
+
+
+def attachment_of(model: object) -> Attachment | None:
+    """What is attached to a transformer, or None."""
+    return vars(model).get(_ATTACHED) if hasattr(model, "__dict__") else None
+
+
+def put_on(model: nn.Module, attached: Attachment) -> None:
+    """Start caching on a transformer, in place of what was attached before."""
+    take_off(model)
+    vars(model)[_ATTACHED] = attached
+    _swap(model, _transformer_class(_kind(model)))
+    for block in attached.session.plan.slots:
+        _swap(block, _block_class(_kind(block)))
+
+
+def take_off(model: nn.Module) -> None:
+    """Stop caching on a transformer; nothing happens where there is none.
+
+    Raises:
+        CacheDiTError: Something else has replaced the class of the model or of a block since then.
+    """
+    attached = attachment_of(model)
+    if attached is None:
+        return
+    swapped = (model, *attached.session.plan.slots)
+    covered = [thing for thing in swapped if _is_covered(thing)]
+    if covered:
+        raise CacheDiTError(
+            f"{type(covered[0]).__name__} was wrapped by something else (such as fully_shard) after "
+            "enable_cache, so caching cannot be taken off from under it; undo that first."
+        )
+    del vars(model)[_ATTACHED]
+    for thing in swapped:
+        _restore(thing)
+
+
+def open_runs(pipe: object, new_request: Callable[[Any], Request]) -> None:
+    """Let every call of a pipeline instance be a request of its own."""
+    if plain_class(pipe) is type(pipe):
+        _swap(pipe, _pipeline_class(_kind(pipe), new_request))
+
+
+def close_runs(pipe: object) -> None:
+    """Undo `open_runs`."""
+    _restore(pipe)
+
+
+def _kind(thing: object) -> Any:
+    # Typed as Any, since a class whose instances define __hash__ is not Hashable to the type checker.
+    return type(thing)
+
+
+def _swap(thing: object, kind: type) -> None:
+    thing.__class__ = kind
+
+
+def _restore(thing: object) -> None:
+    _swap(thing, plain_class(thing))
+
+
+def _is_covered(thing: object) -> bool:
+    return plain_class(thing) is type(thing) and hasattr(type(thing), _PLAIN)
+
+
+def _subclass(plain: Any, **members: Any) -> type:
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        # A copy or a pickle is a plain model without what is attached.
+        make, args, state, *rest = plain.__reduce_ex__(self, protocol)
+        args = tuple(plain if item is made else item for item in args)
+        if isinstance(state, dict):
+            state = {name: value for name, value in state.items() if name != _ATTACHED}
+        return (make, args, state, *rest)
+
+    same = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
+    made: type = type(plain)(
+        plain.__name__, (plain,), {**same, **members, _PLAIN: plain, "__reduce_ex__": __reduce_ex__}
+    )
+    return made
+
+
+@functools.cache
+def _block_class(plain: Any) -> type:
+    call = plain.__call__
+
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        frame = current_frame.get()
+        if frame is not None:
+            slot = frame.slots.get(self)
+            if slot is not None:
+                run = frame.runs[slot.segment]
+                if run.skipping and slot.echo is not None:
+                    return slot.echo(args, kwargs)
+                return run.visit(slot, call, self, args, kwargs)
+        return call(self, *args, **kwargs)
+
+    return _subclass(plain, __call__=_outside_of_compile(__call__))
+
+
+@functools.cache
+def _transformer_class(plain: Any) -> type:
+    call = plain.__call__
+
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        attached = attachment_of(self)
+        if attached is None:
+            return call(self, *args, **kwargs)
+        try:
+            return attached.session.forward(call, self, args, kwargs)
+        except PatternError:
+            # The declaration is wrong, so every later forward would fail as well.
+            take_off(self)
+            raise
+
+    members: dict[str, Any] = {"__call__": _outside_of_compile(__call__)}
+    announce = getattr(plain, "cache_context", None)
+    if announce is not None:
+
+        @contextmanager
+        def cache_context(self: nn.Module, name: str, **kwargs: Any) -> Iterator[None]:
+            token = branch_name.set(name)
+            try:
+                with announce(self, name, **kwargs):
+                    yield
+            finally:
+                branch_name.reset(token)
+
+        members["cache_context"] = functools.wraps(announce)(cache_context)
+    return _subclass(plain, **members)
+
+
+@functools.cache
+def _pipeline_class(plain: Any, new_request: Callable[[Any], Request]) -> type:
+    call = plain.__call__
+
+    @functools.wraps(call)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with new_request(self):
+            return call(self, *args, **kwargs)
+
+    return _subclass(plain, __call__=__call__)
+
+
+def _outside_of_compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep dynamo from tracing the function itself; what it calls is compiled as usual."""
+    disabled: Callable[..., Any] = torch.compiler.disable(function, recursive=False)  # type: ignore[no-untyped-call]  # torch's own signature
+    return disabled

@@ -1,0 +1,182 @@
+"""From a transformer, its block lists and its configurations to the engine's plan; checked first."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
+from cache_dit.caching.engine.plan import Plan, Segment
+from cache_dit.caching.engine.ports import Port, Ports
+from cache_dit.caching.models.row import BlockList
+from cache_dit.errors import ConfigError, PatternError
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Lists:
+    """The block lists of one transformer.
+
+    Attributes:
+        model: The transformer.
+        blocks: The members of each list.
+        flows: Path and data flow of each list.
+        main: The stream whose residual is the signal.
+        timestep: Argument of the forward that tells the time.
+        last_within_first: See `Row`.
+    """
+
+    model: nn.Module
+    blocks: tuple[tuple[nn.Module, ...], ...]
+    flows: tuple[BlockList, ...]
+    main: str
+    timestep: str
+    last_within_first: bool = False
+
+    @property
+    def name(self) -> str:
+        """Class name of the transformer."""
+        return type(self.model).__name__
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Setting:
+    """The configuration of one list, or of all lists of a transformer together."""
+
+    cache: BasicCacheConfig
+    calibrator: CalibratorConfig
+
+
+def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) -> Plan:
+    """The plan for one transformer.
+
+    Args:
+        lists: What is cached.
+        settings: One for all lists, which then take one decision together, or one for each list.
+        shares_run: Other transformers take part in the run.
+
+    Raises:
+        ConfigError: An option does not fit the model.
+        PatternError: A declared stream is no argument of the blocks.
+    """
+    together = len(settings) == 1
+    segments = []
+    for number in range(len(lists.flows)):
+        first, last = number == 0, number == len(lists.flows) - 1
+        setting = settings[0 if together else number]
+        segments.append(
+            _segment(
+                lists,
+                number,
+                setting,
+                start=setting.cache.Fn_compute_blocks if first or not together else 0,
+                tail=setting.cache.Bn_compute_blocks if last or not together else 0,
+                leads=first or not together,
+            )
+        )
+    shared = settings[0].cache
+    mask = shared.steps_computation_mask
+    checked = mask is not None and shared.force_refresh_step_hint is None and not shares_run
+    separate = shared.enable_separate_cfg
+    return Plan(
+        segments=tuple(segments),
+        calls_per_step=None if separate is None else 1 + separate,
+        first_is_uncond=shared.cfg_compute_first,
+        share_change=not shared.cfg_diff_compute_separate,
+        timestep=_timestep(lists),
+        refresh_step=shared.force_refresh_step_hint,
+        refresh_repeats=shared.force_refresh_step_policy == "repeat",
+        total_steps=shared.num_inference_steps,
+        shares_run=shares_run,
+        mask_length=len(mask) if checked and mask is not None else None,
+    )
+
+
+def fitting_default(lists: Lists) -> BasicCacheConfig:
+    """The default configuration, with fewer first blocks where the first list is short."""
+    default = BasicCacheConfig()
+    half = max(1, len(lists.blocks[0]) // 2)
+    return dataclasses.replace(default, Fn_compute_blocks=min(default.Fn_compute_blocks, half))
+
+
+def _segment(lists: Lists, number: int, setting: Setting, *, start: int, tail: int, leads: bool) -> Segment:
+    flow, blocks, cache = lists.flows[number], lists.blocks[number], setting.cache
+    _check_counts(lists, number, start, tail)
+    # Under a static mask nothing is measured, so not even the first blocks run on a skipped step.
+    start = 0 if cache.static else start
+    ports = _ports(lists, number)
+    return Segment(
+        label=flow.path,
+        blocks=blocks,
+        start=start,
+        stop=len(blocks) - tail,
+        ports=ports,
+        parameters=parameters_of(blocks[0]),
+        gate=cache.gate() if leads else None,
+        leader=number if leads else 0,
+        forecasters=tuple(
+            None if port is None else setting.calibrator.forecaster(main=slot == ports.main)
+            for slot, port in enumerate(ports.slots)
+        ),
+        residual=setting.calibrator.calibrator_cache_type == "residual",
+    )
+
+
+def _check_counts(lists: Lists, number: int, start: int, tail: int) -> None:
+    count = len(lists.blocks[number])
+    where = f"{lists.flows[number].path} of {lists.name} has {count} blocks"
+    if start > count - 1:
+        raise ConfigError(
+            f"Fn_compute_blocks is {start} but {where}; give a value from 1 to {count - 1}."
+            if count > 1
+            else f"{where}: at least 2 are needed, one to measure and one to skip."
+        )
+    if tail > count - 1 - start:
+        raise ConfigError(
+            f"Bn_compute_blocks is {tail} but {where}"
+            + (f" and Fn_compute_blocks is {start}" if start else "")
+            + f"; give a value from 0 to {count - 1 - start}."
+        )
+    if lists.last_within_first and tail > start:
+        raise ConfigError(
+            f"Bn_compute_blocks is {tail} and Fn_compute_blocks {start}, but the last blocks of {lists.name} "
+            f"read what the first ones left; give Bn_compute_blocks from 0 to {start}."
+        )
+
+
+def _ports(lists: Lists, number: int) -> Ports:
+    flow, blocks = lists.flows[number], lists.blocks[number]
+    layouts = {parameters_of(block) for block in _one_of_each_class(blocks)}
+    parameters = parameters_of(blocks[0])
+    slots: list[Port | None] = []
+    for name in flow.continues:
+        if name is None:
+            slots.append(None)
+            continue
+        positions = {layout.index(name) if name in layout else -1 for layout in layouts}
+        if len(positions) != 1 or -1 in positions:
+            raise PatternError(
+                f"{flow.path} of {lists.name}: the blocks ({type(blocks[0]).__name__}) take "
+                f"({', '.join(parameters)}), so no output can continue {name!r} in all of them; choose the "
+                "ForwardPattern that fits, see its docstring."
+            )
+        slots.append(Port(name, positions.pop()))
+    names = [None if port is None else port.name for port in slots]
+    main = names.index(lists.main) if lists.main in names else next(i for i, name in enumerate(names) if name)
+    return Ports(tuple(slots), flow.bare, main)
+
+
+def _timestep(lists: Lists) -> Port | None:
+    names = parameters_of(lists.model)
+    return Port(lists.timestep, names.index(lists.timestep)) if lists.timestep in names else None
+
+
+def parameters_of(module: nn.Module) -> tuple[str, ...]:
+    """Names of the arguments of a module's forward, in order."""
+    return tuple(inspect.signature(module.forward).parameters)
+
+
+def _one_of_each_class(blocks: Iterable[nn.Module]) -> list[nn.Module]:
+    return list({type(block): block for block in blocks}.values())

@@ -1,0 +1,39 @@
+"""What a diffusers pipeline tells about the run that it is in, without touching its scheduler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cache_dit.caching.engine.requests import Request
+
+
+class PipelineTimeline:
+    """Reads the step count and the position from a pipeline and its scheduler."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+
+    def total_steps(self) -> int | None:
+        """Number of timesteps that the pipeline is going through."""
+        # Where a run uses a part of the scheduler's timesteps (image to image) the pipeline knows better.
+        count = vars(self._pipe).get("_num_timesteps")
+        if count is None:
+            timesteps = getattr(getattr(self._pipe, "scheduler", None), "timesteps", None)
+            count = None if timesteps is None else len(timesteps)
+        return count or None
+
+    def position(self) -> int | None:
+        """The scheduler's step index, a plain integer; None for schedulers without one."""
+        scheduler: Any = getattr(self._pipe, "scheduler", None)
+        if not hasattr(scheduler, "step_index"):
+            return None
+        index = scheduler.step_index
+        # Schedulers set their index in the first step(), so there is none while the first step is computed.
+        return -1 if index is None else int(index)
+
+
+def pipeline_request(pipe: Any) -> Request:
+    """The request for one call of a pipeline."""
+    request = Request()
+    request.timeline = PipelineTimeline(pipe)
+    return request

@@ -1,0 +1,62 @@
+"""`BlockAdapter`: the block lists of one or more transformers, said by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
+from cache_dit.caching.forward_pattern import ForwardPattern
+from cache_dit.caching.options import Options, Override, options
+
+
+@options
+class ParamsModifier(Options):
+    """Parameters of one block list, or of one transformer among several.
+
+    Attributes:
+        cache_config: `DBCacheConfig().reset(...)` changes the fields named; a whole config replaces all.
+        calibrator_config: A calibrator for this list; None: the shared one.
+    """
+
+    cache_config: BasicCacheConfig | Override | None = None
+    calibrator_config: CalibratorConfig | Override | None = None
+
+
+Blocks = nn.ModuleList | Sequence[nn.Module]
+
+
+@options
+class BlockAdapter(Options):
+    """What to cache in a pipeline or transformer, where the defaults are not wanted or the class is unknown.
+
+    With several transformers `transformer`, `blocks` and `forward_pattern` are lists of one length, and each
+    entry of the latter two may be a list again; with one transformer they are that entry itself.
+
+    Attributes:
+        pipe: The pipeline; None for a transformer without one.
+        transformer: The transformer or transformers; None: `pipe.transformer`.
+        blocks: The block list or lists, in the order in which the forward runs them; None: as the class is
+            known, or with `auto` the lists whose blocks fit the pattern.
+        forward_pattern: What blocks take and return, one for all lists or one for each.
+        params_modifiers: One for each list (each list then decides for itself), or one for each transformer.
+        has_separate_cfg: See `enable_separate_cfg` in the cache config, which goes first; None: found out.
+        auto: Find the block lists.
+
+    Example:
+        >>> BlockAdapter(
+        ...     transformer=transformer,
+        ...     blocks=transformer.transformer_blocks,
+        ...     forward_pattern=ForwardPattern.Pattern_1,
+        ... )
+    """
+
+    pipe: Any = None
+    transformer: nn.Module | Sequence[nn.Module] | None = None
+    blocks: Blocks | Sequence[Blocks | Sequence[Blocks]] | None = None
+    forward_pattern: ForwardPattern | Sequence[ForwardPattern | Sequence[ForwardPattern]] | None = None
+    params_modifiers: ParamsModifier | Sequence[ParamsModifier | Sequence[ParamsModifier]] | None = None
+    has_separate_cfg: bool | None = None
+    auto: bool = False

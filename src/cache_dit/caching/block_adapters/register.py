@@ -1,0 +1,67 @@
+"""Families of models that users add: a function from a pipeline to its adapter, found by class name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from cache_dit.caching.block_adapters.adapter import BlockAdapter
+from cache_dit.caching.models.rows import row_of
+from cache_dit.errors import ConfigError, UnsupportedModelError
+
+AdapterFunction = Callable[..., BlockAdapter]
+
+
+class BlockAdapterRegister:
+    """Users' own families and the known rows, asked by pipeline or transformer."""
+
+    _families: ClassVar[dict[str, AdapterFunction]] = {}
+
+    @classmethod
+    def register(cls, name: str) -> Callable[[AdapterFunction], AdapterFunction]:
+        """Decorator: adapters of pipelines or transformers whose class name starts with `name`.
+
+        Raises:
+            ConfigError: The name is taken.
+        """
+
+        def add(function: AdapterFunction) -> AdapterFunction:
+            if name in cls._families:
+                raise ConfigError(f"{name!r} is registered already; choose another name.")
+            cls._families[name] = function
+            return function
+
+        return add
+
+    @classmethod
+    def is_supported(cls, pipe_or_transformer: Any) -> bool:
+        """Whether `enable_cache` takes this object as it is."""
+        if cls.find(pipe_or_transformer) is not None:
+            return True
+        parts = getattr(pipe_or_transformer, "components", None)
+        candidates = [pipe_or_transformer, *(parts.values() if isinstance(parts, dict) else ())]
+        return any(row_of(type(candidate)) is not None for candidate in candidates)
+
+    @classmethod
+    def get_adapter(cls, pipe_or_transformer: Any, **options: Any) -> BlockAdapter:
+        """The adapter that `enable_cache` would use.
+
+        Raises:
+            UnsupportedModelError: The class is neither known nor registered.
+        """
+        function = cls.find(pipe_or_transformer)
+        if function is not None:
+            return function(pipe_or_transformer, **options)
+        if not cls.is_supported(pipe_or_transformer):
+            raise UnsupportedModelError(
+                f"{type(pipe_or_transformer).__name__} is not known; write a BlockAdapter for it."
+            )
+        if hasattr(pipe_or_transformer, "components"):
+            return BlockAdapter(pipe=pipe_or_transformer, **options)
+        return BlockAdapter(transformer=pipe_or_transformer, **options)
+
+    @classmethod
+    def find(cls, pipe_or_transformer: Any) -> AdapterFunction | None:
+        """The function that a user registered for this class, or None; the longest name wins."""
+        names = [name for name in cls._families if type(pipe_or_transformer).__name__.startswith(name)]
+        return cls._families[max(names, key=len)] if names else None

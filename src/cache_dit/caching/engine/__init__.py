@@ -1,0 +1,1 @@
+"""The engine: streams, segments, clock, requests and records. Knows torch and no model."""

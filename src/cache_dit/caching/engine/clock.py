@@ -1,0 +1,93 @@
+"""Which step and which CFG branch a forward belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+class Tick(NamedTuple):
+    """The place of one forward in its run."""
+
+    branch: str | int
+    step: int
+
+
+@dataclass(slots=True)
+class Clock:
+    """Counts the forwards of one run.
+
+    A branch is told by its name where the pipeline gives one, else by the number of the call within its
+    step. A step of unnamed calls ends after `calls_per_step` calls, or, where that is None, when the marker
+    changes: anything that is constant within a step, such as the timestep or the scheduler's step index.
+
+    Attributes:
+        calls_per_step: See above.
+        strict: Nobody announces where a run begins, so a run that was dropped must be recognised from its
+            successor: the number of calls a step and the order of time must stay as they began.
+    """
+
+    calls_per_step: int | None = None
+    strict: bool = False
+    marker: Any = None
+    direction: int = 0
+    step: int = -1
+    ordinal: int = -1
+    first_step_calls: int | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    names_of_step: set[str] = field(default_factory=set)
+
+    def tick(self, name: str | None, marker: Any) -> Tick | None:
+        """Count one forward; None when it cannot belong to this run, so a new one has begun.
+
+        Args:
+            name: Branch name, or None.
+            marker: A number that moves one way over a run or None where nothing is known.
+        """
+        started = self.step >= 0 or bool(self.counts)
+        moved = not started or marker is None or marker != self.marker
+        if started and moved and self._turned_back(marker):
+            return None
+        tick = self._named(name, moved) if name is not None else self._counted(moved, marker is not None)
+        self.marker = marker
+        return tick
+
+    def _turned_back(self, marker: Any) -> bool:
+        if marker is None or self.marker is None:
+            return False
+        direction = 1 if marker > self.marker else -1
+        if self.direction == 0:
+            self.direction = direction
+        return direction != self.direction
+
+    def _named(self, name: str, moved: bool) -> Tick | None:
+        if moved:
+            self.names_of_step.clear()
+        elif self.strict and name in self.names_of_step:
+            return None
+        self.names_of_step.add(name)
+        step = self.counts.get(name, 0)
+        self.counts[name] = step + 1
+        return Tick(name, step)
+
+    def _counted(self, moved: bool, marked: bool) -> Tick | None:
+        calls = self.calls_per_step
+        full = calls is not None and self.ordinal + 1 >= calls
+        if calls is None:
+            advance = moved
+        else:
+            # Without a marker counting is all there is; with one, a step that ends early or late betrays
+            # a run that was dropped in the middle.
+            advance = self.step < 0 or full
+            if self.strict and marked and self.step >= 0 and advance != moved:
+                return None
+        if not advance:
+            self.ordinal += 1
+            return Tick(self.ordinal, self.step)
+        if self.step == 0:
+            self.first_step_calls = self.ordinal + 1
+        elif self.strict and self.step > 0 and self.ordinal + 1 != self.first_step_calls:
+            return None
+        self.step += 1
+        self.ordinal = 0
+        return Tick(0, self.step)

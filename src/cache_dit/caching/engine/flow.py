@@ -1,0 +1,73 @@
+"""Check of the declared data flow against the one seen in the first forward, by object identity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from cache_dit.caching.engine.plan import Segment
+from cache_dit.caching.engine.ports import Arguments, Keywords
+from cache_dit.caching.forward_pattern import matching
+from cache_dit.errors import PatternError
+
+
+class FlowCheck:
+    """Watches the blocks of one segment during one computed forward."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+        self._previous: tuple[Any, ...] = ()
+
+    def before(self, args: Arguments, kwargs: Keywords) -> None:
+        """Compare what the previous block returned with what this block receives.
+
+        Nothing is concluded about an output that reaches no argument as the same object.
+
+        Raises:
+            PatternError: An output is seen to continue another argument than declared.
+        """
+        if not self._previous:
+            return
+        names = self._segment.parameters
+        received = {**dict(zip(names, args, strict=False)), **kwargs}
+        declared = [None if port is None else port.name for port in self._segment.ports.slots]
+        seen = list(declared)
+        for slot, output in enumerate(self._previous):
+            reached = [name for name, value in received.items() if value is output]
+            if isinstance(output, Tensor) and reached and declared[slot] not in reached:
+                seen[slot] = reached[0]
+        if seen != declared:
+            pattern = matching(tuple(seen))
+            raise PatternError(
+                f"{self._segment.label}: outputs were declared to continue {_tuple(declared)} but the first "
+                f"forward shows {_tuple(seen)}" + (f"; give ForwardPattern.{pattern}." if pattern else ".")
+            )
+
+    def after(self, output: Any) -> None:
+        """Remember what a block returned.
+
+        Raises:
+            PatternError: It is another number of values than declared.
+        """
+        values = self._segment.ports.unpack(output)
+        if values is None:
+            raise wrong_form(self._segment, output)
+        self._previous = values
+
+
+def wrong_form(segment: Segment, output: Any) -> PatternError:
+    """The error for a block that returns another number of values than declared."""
+    declared = _tuple([None if port is None else port.name for port in segment.ports.slots])
+    if isinstance(output, (tuple, list)):
+        got, fit = f"a tuple of {len(output)}", "Pattern_0, Pattern_1, Pattern_4 or Pattern_5"
+    else:
+        got, fit = f"one {type(output).__name__}", "Pattern_2 or Pattern_3"
+    return PatternError(
+        f"{segment.label}: blocks were declared to return {declared} but "
+        f"{type(segment.blocks[segment.start]).__name__} returned {got}; give ForwardPattern.{fit}."
+    )
+
+
+def _tuple(names: list[str | None]) -> str:
+    return "(" + ", ".join(name or "a side output" for name in names) + ")"

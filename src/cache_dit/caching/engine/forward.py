@@ -1,0 +1,219 @@
+"""One forward of the transformer: which blocks run, which are skipped, and what is learnt from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from enum import Enum, auto
+from typing import Any
+
+from torch import Tensor, nn
+
+from cache_dit.caching.engine.flow import FlowCheck
+from cache_dit.caching.engine.plan import Segment, Slot
+from cache_dit.caching.engine.ports import Arguments, Keywords
+from cache_dit.caching.engine.state import SegmentState
+from cache_dit.caching.maths.gates import Reason, Verdict
+from cache_dit.errors import EngineError
+
+BlockCall = Callable[..., Any]
+
+
+class _Phase(Enum):
+    WAITING = auto()
+    COMPUTING = auto()
+    SKIPPING = auto()
+    CLOSED = auto()
+
+
+class SegmentRun:
+    """One segment in one forward.
+
+    Attributes:
+        skipping: The blocks inside hand their inputs through; read by every block call.
+        verdict: The decision, once the segment was entered.
+        observes: The values of this step may be needed by a later one.
+        keeps_signal: The signal of this step is the reference of the next one if the step is computed.
+        change: Change taken over from another branch of the step; None: measured here.
+        flow: Present on the first forward, to check the declared data flow.
+    """
+
+    __slots__ = (
+        "_before",
+        "_entry",
+        "_head",
+        "_known",
+        "_leader",
+        "_phase",
+        "_result",
+        "_state",
+        "_step",
+        "change",
+        "flow",
+        "keeps_signal",
+        "observes",
+        "skipping",
+        "verdict",
+    )
+
+    def __init__(
+        self, state: SegmentState, step: int, known: Verdict | None, leader: SegmentRun | None
+    ) -> None:
+        self._state = state
+        self._step = step
+        self._known = known
+        self._leader = leader
+        self._phase = _Phase.WAITING
+        self._entry: tuple[Any, ...] = ()
+        self._result: tuple[Any, ...] = ()
+        self._head: Tensor | None = None
+        self._before = state.gate
+        self.skipping = False
+        self.verdict: Verdict | None = None
+        self.observes = True
+        self.keeps_signal = True
+        self.change: float | None = None
+        self.flow: FlowCheck | None = None
+
+    @property
+    def segment(self) -> Segment:
+        """The plan of this segment."""
+        return self._state.segment
+
+    @property
+    def idle(self) -> bool:
+        """Whether the forward needs no interception here: it is computed and nothing of it is needed."""
+        known = self._known if self._leader is None else self._leader._known
+        if known is None or known.skip or self.flow is not None:
+            return False
+        return not self.observes and not self.keeps_signal
+
+    def visit(self, slot: Slot, call: BlockCall, block: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
+        """Run, skip or deliver at one block; `call` is the block's own `__call__`."""
+        segment = self.segment
+        if slot.index < segment.start:
+            if self._measures():
+                self._head = segment.ports.read(args, kwargs)[segment.ports.main]
+            return call(block, *args, **kwargs)
+        if self._phase is _Phase.WAITING:
+            self._enter(args, kwargs)
+        last = slot.index == segment.stop - 1
+        if self._phase is _Phase.SKIPPING:
+            return self._skip(slot.index, last, args, kwargs)
+        if self._phase is _Phase.CLOSED:
+            raise EngineError(
+                f"{segment.label}: block {slot.index} ran again after the end of the list, in one forward; "
+                "caching needs lists that run once. Disable the cache for this model."
+            )
+        return self._compute(slot.index, last, call, block, args, kwargs)
+
+    def finish(self) -> bool:
+        """End the forward; False if blocks were skipped but nothing was delivered, so the output is wrong.
+
+        A segment whose last block was not called is computed from now on, until it runs to its end.
+        """
+        if self._phase in (_Phase.WAITING, _Phase.CLOSED):
+            return True
+        self._state.forget()
+        return self._phase is not _Phase.SKIPPING
+
+    def rewind(self) -> None:
+        """Take back what this forward did to the counters."""
+        self._state.gate = self._before
+
+    def settle(self) -> Verdict:
+        """The decision as carried out; brings the counters on where the forward was not intercepted."""
+        if self.verdict is None:
+            if not self.idle:
+                self.verdict = Verdict(False, Reason.INCOMPLETE)
+            elif self._leader is not None or self._known is None:
+                self.verdict = Verdict(False, Reason.FOLLOWS)
+            else:
+                self.verdict = self._known
+            if self.segment.gate is not None:
+                self._state.gate = self.segment.gate.advance(self._state.gate, self.verdict, None)
+        return self.verdict
+
+    def _measures(self) -> bool:
+        if not self.segment.prefixed or self.change is not None:
+            return False
+        return self._known is None or (not self._known.skip and self.keeps_signal)
+
+    def _enter(self, args: Arguments, kwargs: Keywords) -> None:
+        entry = self.segment.ports.read(args, kwargs)
+        fits = self._state.fits(entry)
+        signal = self._signal(entry) if self._measures() else None
+        verdict = self._decide(signal)
+        if verdict.skip and not self._state.ready:
+            verdict = Verdict(False, Reason.NO_HISTORY if fits else Reason.RESHAPED, verdict.change)
+        self.verdict = verdict
+        if self.segment.gate is not None:
+            kept = signal if self.keeps_signal else None
+            self._state.gate = self.segment.gate.advance(self._state.gate, verdict, kept)
+        if verdict.skip:
+            self._phase = _Phase.SKIPPING
+            self.skipping = True
+            # Made here and not at the exit: the model may write into the tensors that are handed through.
+            self._result = self._state.forecast(self._step, entry)
+        else:
+            self._phase = _Phase.COMPUTING
+            self._entry = entry
+
+    def _signal(self, entry: tuple[Any, ...]) -> Tensor | None:
+        tail: Tensor = entry[self.segment.ports.main]
+        if self._head is None or self._head.shape != tail.shape:
+            return None
+        return tail.detach() - self._head.detach()
+
+    def _decide(self, signal: Tensor | None) -> Verdict:
+        if self._leader is not None:
+            leading = self._leader.verdict
+            return Verdict(leading is not None and leading.skip, Reason.FOLLOWS)
+        if self._known is not None:
+            return self._known
+        gate, state = self.segment.gate, self._state.gate
+        assert gate is not None  # only followers have none
+        change = self.change
+        if change is None and signal is not None:
+            change = gate.measure(state, signal)
+        verdict = None if change is None else gate.decide(state, self._step, change)
+        return verdict or Verdict(False, Reason.NO_HISTORY)
+
+    def _compute(
+        self, index: int, last: bool, call: BlockCall, block: nn.Module, args: Arguments, kwargs: Keywords
+    ) -> Any:
+        if self.flow is not None:
+            self.flow.before(args, kwargs)
+        output = call(block, *args, **kwargs)
+        if self.flow is not None:
+            self.flow.after(output)
+        if self.observes and None in self.segment.ports.slots:
+            self._state.keep_sides(index, output)
+        if last:
+            if self.observes:
+                self._state.observe(self._step, self._entry, output)
+            self._phase = _Phase.CLOSED
+            self._entry = ()
+        return output
+
+    def _skip(self, index: int, last: bool, args: Arguments, kwargs: Keywords) -> Any:
+        ports = self.segment.ports
+        values = self._result if last else ports.read(args, kwargs)
+        if last:
+            self._phase = _Phase.CLOSED
+            self.skipping = False
+            self._result = ()
+        return ports.pack(self._state.with_sides(index, values))
+
+
+class Frame:
+    """The forward that is under way: what every block call looks itself up in."""
+
+    __slots__ = ("runs", "slots")
+
+    def __init__(self, slots: dict[nn.Module, Slot], runs: list[SegmentRun]) -> None:
+        self.slots = slots
+        self.runs = runs
+
+
+current_frame: ContextVar[Frame | None] = ContextVar("cache_dit_frame", default=None)

@@ -1,0 +1,106 @@
+"""What the engine does with one transformer, fixed when caching is enabled: its segments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import nn
+
+from cache_dit.caching.engine.ports import Echo, Port, Ports
+from cache_dit.caching.maths.forecasters import Forecaster
+from cache_dit.caching.maths.gates import Gate
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segment:
+    """A run `[start, stop)` of one block list that is computed or forecast as a whole.
+
+    Attributes:
+        label: Attribute path of the list, for messages and reports.
+        blocks: The whole list.
+        start: First block of the segment.
+        stop: One behind the last block of the segment.
+        ports: How the streams travel.
+        parameters: Names of the arguments of a block, in order.
+        gate: The rule that decides; None where the segment follows `leader`.
+        leader: Index of the segment whose decision this one takes over.
+        forecasters: One for each output slot; None for side outputs.
+        residual: Forecast the change over the segment; else what leaves it.
+    """
+
+    label: str
+    blocks: tuple[nn.Module, ...]
+    start: int
+    stop: int
+    ports: Ports
+    parameters: tuple[str, ...]
+    gate: Gate | None
+    leader: int
+    forecasters: tuple[Forecaster | None, ...]
+    residual: bool = True
+
+    @property
+    def prefixed(self) -> bool:
+        """Whether there are first blocks whose residual can be measured."""
+        return self.gate is not None and self.gate.measures and self.start > 0
+
+    @cached_property
+    def memory(self) -> int:
+        """How many of the latest computed steps a forecast uses."""
+        return max((made.memory for made in self.forecasters if made is not None), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The place of a block: its segment, its index in the list, and what stands in for it when skipped.
+
+    `echo` is None where the block must be visited on skipped steps too: the last one, which delivers, and
+    blocks with side outputs.
+    """
+
+    segment: int
+    index: int
+    echo: Echo | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """The segments of one transformer and how its forwards are told apart.
+
+    Attributes:
+        segments: In the order in which the forward reaches them.
+        calls_per_step: Forwards in a step when branches carry no name; None: found from the timestep.
+        first_is_uncond: With two unnamed calls a step, the first is the unconditional one.
+        share_change: Later branches of a step take over the change measured by the first.
+        timestep: The forward's timestep argument; None where it has none.
+        refresh_step: Step at which a run starts again; None for never.
+        refresh_repeats: Start again at every multiple of `refresh_step`.
+        total_steps: Steps of a run where nothing else tells; None for unknown.
+        shares_run: Several transformers take turns in a run, so its length is not the length of this one's.
+        mask_length: Length of the steps mask, to be held against the run; None: no mask or nothing to check.
+    """
+
+    segments: tuple[Segment, ...]
+    calls_per_step: int | None = None
+    first_is_uncond: bool = False
+    share_change: bool = False
+    timestep: Port | None = None
+    refresh_step: int | None = None
+    refresh_repeats: bool = False
+    total_steps: int | None = None
+    shares_run: bool = False
+    mask_length: int | None = None
+    slots: dict[nn.Module, Slot] = field(init=False)
+
+    def __post_init__(self) -> None:
+        slots: dict[nn.Module, Slot] = {}
+        for number, segment in enumerate(self.segments):
+            if segment.prefixed:
+                slots[segment.blocks[0]] = Slot(number, 0, None)
+            sided = None in segment.ports.slots
+            echo = segment.ports.echo()
+            for index in range(segment.start, segment.stop):
+                visited = sided or index == segment.stop - 1
+                slots[segment.blocks[index]] = Slot(number, index, None if visited else echo)
+        object.__setattr__(self, "slots", slots)

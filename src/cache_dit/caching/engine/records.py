@@ -1,0 +1,48 @@
+"""What happened in a run, as plain values: nothing here holds a tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cache_dit.caching.maths.gates import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One segment in one forward.
+
+    Attributes:
+        branch: Name of the CFG branch, such as "cond", or "" where there is one only.
+        step: Step of the run, from 0, in this branch.
+        segment: Index of the segment.
+        verdict: Decision, reason and measured change.
+    """
+
+    branch: str
+    step: int
+    segment: int
+    verdict: Verdict
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """One run: its steps and the largest size of its state.
+
+    Attributes:
+        steps: In the order in which they happened.
+        state_bytes: Most bytes that cached tensors took at the end of any forward.
+        total_steps: Steps of the run where they are known.
+    """
+
+    steps: list[StepRecord] = field(default_factory=list)
+    state_bytes: int = 0
+    total_steps: int | None = None
+
+    def of(self, segment: int, branch: str) -> list[StepRecord]:
+        """The steps of one segment in one branch."""
+        return [step for step in self.steps if step.segment == segment and step.branch == branch]
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches seen, in order."""
+        return tuple(dict.fromkeys(step.branch for step in self.steps))

@@ -1,0 +1,218 @@
+"""The engine of one transformer: from a forward to its request, branch and step, and back with a record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from cache_dit.caching.engine.clock import Clock, Tick
+from cache_dit.caching.engine.flow import FlowCheck
+from cache_dit.caching.engine.forward import Frame, SegmentRun, current_frame
+from cache_dit.caching.engine.plan import Plan, Segment
+from cache_dit.caching.engine.ports import Arguments, Keywords
+from cache_dit.caching.engine.records import RunRecord, StepRecord
+from cache_dit.caching.engine.requests import Request, branch_name, current_request
+from cache_dit.caching.engine.state import SegmentState, tensor_bytes
+from cache_dit.caching.maths.gates import Gate, Reason, Verdict
+from cache_dit.errors import ConfigError
+
+
+class RunState:
+    """Everything that one request keeps for one transformer."""
+
+    __slots__ = ("branches", "changes", "clock", "record", "total")
+
+    def __init__(self, clock: Clock, total: int | None) -> None:
+        self.clock = clock
+        self.total = total
+        self.branches: dict[str | int, list[SegmentState]] = {}
+        self.changes: dict[int, float | None] = {}
+        self.record = RunRecord(total_steps=total)
+
+    def is_over(self, step: int) -> bool:
+        """Whether a step is behind the end of the run, as far as that is known."""
+        return self.total is not None and step >= self.total
+
+
+class Session:
+    """Caching of one transformer under one plan. Another configuration is another session.
+
+    Attributes:
+        plan: What is cached and how.
+        latest: Record of the run that began last.
+        example: Arguments of the latest run's first forward, as tensors without memory (device "meta").
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.latest: RunRecord | None = None
+        self.example: tuple[Arguments, Keywords] | None = None
+        self._verified = False
+
+    def forward(self, call: Callable[..., Any], model: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
+        """One forward of the transformer; `call` is its own `__call__`."""
+        request = current_request()
+        try:
+            return self._forward(request, call, model, args, kwargs)
+        except BaseException:
+            # A run that broke off must leave nothing for the next one.
+            self.drop(request)
+            raise
+
+    def drop(self, request: Request) -> None:
+        """Forget what a request has kept here."""
+        request.states.pop(self, None)
+
+    def _forward(
+        self, request: Request, call: Callable[..., Any], model: nn.Module, args: Arguments, kwargs: Keywords
+    ) -> Any:
+        state, tick = self._tick(request, args, kwargs)
+        label = self._label(tick.branch)
+        step, restart = self._local_step(tick.step)
+        if restart or tick.branch not in state.branches:
+            state.branches[tick.branch] = [SegmentState(segment) for segment in self.plan.segments]
+        segments = state.branches[tick.branch]
+        runs = self._runs(state, segments, step, forced=False)
+        self._share(state, tick, runs)
+        output = self._call(runs, call, model, args, kwargs)
+        # Every run is ended, so no short cut.
+        complete = [run.finish() for run in runs]
+        if not all(complete):
+            # Blocks were skipped but the last of them never ran: compute this forward after all.
+            for run in runs:
+                run.rewind()
+            runs = self._runs(state, segments, step, forced=True)
+            output = self._call(runs, call, model, args, kwargs)
+            for run in runs:
+                run.finish()
+        self._verified = True
+        self._note(state, tick, label, runs)
+        if state.is_over(tick.step + 1):
+            del state.branches[tick.branch]
+        return output
+
+    def _tick(self, request: Request, args: Arguments, kwargs: Keywords) -> tuple[RunState, Tick]:
+        name = branch_name.get()
+        marker = self._marker(request, name, args, kwargs)
+        state: RunState | None = request.states.get(self)
+        tick = None if state is None else state.clock.tick(name, marker)
+        if state is None or tick is None or (request.implicit and state.is_over(tick.step)):
+            state = request.states[self] = self._begin(request, args, kwargs)
+            tick = state.clock.tick(name, marker)
+        assert tick is not None  # a new clock takes any first tick
+        return state, tick
+
+    def _begin(self, request: Request, args: Arguments, kwargs: Keywords) -> RunState:
+        timeline = request.timeline
+        total = request.num_inference_steps
+        if total is None and timeline is not None and not self.plan.shares_run:
+            total = timeline.total_steps()
+        total = total or self.plan.total_steps
+        length = self.plan.mask_length
+        if length is not None and total is not None and length != total:
+            raise ConfigError(
+                f"steps_computation_mask has {length} entries but the run has {total} steps; give "
+                f"cache_dit.steps_mask(mask_policy=..., total_steps={total}) or run {length} steps."
+            )
+        state = RunState(Clock(self.plan.calls_per_step, strict=request.implicit), total)
+        self.latest = state.record
+        self.example = tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), (args, kwargs))
+        return state
+
+    def _marker(self, request: Request, name: str | None, args: Arguments, kwargs: Keywords) -> float | None:
+        """What tells steps apart. Reading the timestep may wait for the device, so it is the last resort."""
+        if request.timeline is not None:
+            position = request.timeline.position()
+            if position is not None:
+                return position
+        known = name is not None or self.plan.calls_per_step is not None
+        if self.plan.timestep is None or (known and not request.implicit):
+            return None
+        value = self.plan.timestep.read(args, kwargs)
+        if isinstance(value, Tensor):
+            # Some models give every token a timestep of its own, 0 for those that are given.
+            return float(value.max()) if value.numel() else None
+        return float(value) if isinstance(value, (int, float)) else None
+
+    def _local_step(self, step: int) -> tuple[int, bool]:
+        """Step since the last forced refresh, and whether this step is one."""
+        hint = self.plan.refresh_step
+        if hint is None or step < hint:
+            return step, False
+        local = step % hint if self.plan.refresh_repeats else step - hint
+        return local, local == 0
+
+    def _runs(
+        self, state: RunState, segments: list[SegmentState], step: int, *, forced: bool
+    ) -> list[SegmentRun]:
+        runs: list[SegmentRun] = []
+        for kept in segments:
+            segment = kept.segment
+            leader = None if segment.gate is not None else runs[segment.leader]
+            known: Verdict | None = None
+            if forced:
+                known, leader = Verdict(False, Reason.INCOMPLETE), None
+            elif segment.gate is not None:
+                known = segment.gate.decide(kept.gate, step)
+            run = SegmentRun(kept, step, known, leader)
+            gate = self._gate(segment)
+            run.observes = _may_skip(gate, step, segment.memory, state.total)
+            run.keeps_signal = segment.prefixed and _may_skip(gate, step, 1, state.total)
+            if not self._verified:
+                run.flow = FlowCheck(segment)
+            runs.append(run)
+        return runs
+
+    def _gate(self, segment: Segment) -> Gate:
+        gate = segment.gate or self.plan.segments[segment.leader].gate
+        assert gate is not None  # a leader has one
+        return gate
+
+    def _share(self, state: RunState, tick: Tick, runs: list[SegmentRun]) -> None:
+        """Let later branches of a step take over what its first branch measured."""
+        first = next(iter(state.branches))
+        if not self.plan.share_change or tick.branch == first:
+            return
+        for number, run in enumerate(runs):
+            run.change = state.changes.get(number)
+
+    def _call(
+        self,
+        runs: list[SegmentRun],
+        call: Callable[..., Any],
+        model: nn.Module,
+        args: Arguments,
+        kwargs: Keywords,
+    ) -> Any:
+        if all(run.idle for run in runs):
+            return call(model, *args, **kwargs)
+        token = current_frame.set(Frame(self.plan.slots, runs))
+        try:
+            return call(model, *args, **kwargs)
+        finally:
+            current_frame.reset(token)
+
+    def _note(self, state: RunState, tick: Tick, label: str, runs: list[SegmentRun]) -> None:
+        for number, run in enumerate(runs):
+            verdict = run.settle()
+            state.changes[number] = verdict.change
+            state.record.steps.append(StepRecord(label, tick.step, number, verdict))
+        kept = [segment.tensors() for branch in state.branches.values() for segment in branch]
+        state.record.state_bytes = max(state.record.state_bytes, tensor_bytes(kept))
+
+    def _label(self, branch: str | int) -> str:
+        if isinstance(branch, str):
+            return branch
+        if self.plan.calls_per_step == 2:
+            return "uncond" if (branch == 0) == self.plan.first_is_uncond else "cond"
+        return "" if branch == 0 else f"call {branch}"
+
+
+def _may_skip(gate: Gate, step: int, horizon: int, total: int | None) -> bool:
+    """Whether any of the next `horizon` steps may be skipped, as far as that is known beforehand."""
+    stop = step + 1 + horizon if total is None else min(step + 1 + horizon, total)
+    return any(not gate.must_compute(later) for later in range(step + 1, stop))

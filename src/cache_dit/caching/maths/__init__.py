@@ -1,0 +1,1 @@
+"""Pure functions and values: change, gates, masks, forecasters."""

@@ -1,0 +1,1 @@
+"""What is known of diffusers' transformers, as rows of data."""

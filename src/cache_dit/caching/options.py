@@ -1,0 +1,133 @@
+"""Checked option classes: frozen, keyword-only dataclasses whose errors name the field and the way out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Self, TypeVar, dataclass_transform
+
+from cache_dit.errors import ConfigError, ConfigTypeError, nearest
+
+_Config = TypeVar("_Config", bound="Options")
+_Check = Callable[[str, Any], None]
+
+
+def whole(minimum: int, *, unlimited: bool = False) -> _Check:
+    """A whole number of at least `minimum`; with `unlimited`, also -1 for no limit."""
+
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigTypeError(f"{name} is {value!r}, a {type(value).__name__}; give a whole number.")
+        if value < minimum and not (unlimited and value == -1):
+            also = ", or -1 for no limit" if unlimited else ""
+            raise ConfigError(f"{name} is {value}; give a whole number of at least {minimum}{also}.")
+
+    return check
+
+
+def real(minimum: float) -> _Check:
+    """A finite number of at least `minimum`."""
+
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigTypeError(f"{name} is {value!r}, a {type(value).__name__}; give a number.")
+        if not minimum <= value < float("inf"):
+            raise ConfigError(f"{name} is {value}; give a number of at least {minimum}.")
+
+    return check
+
+
+def flag(name: str, value: Any) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ConfigTypeError(f"{name} is {value!r}, a {type(value).__name__}; give True or False.")
+
+
+def one_of(*allowed: str) -> _Check:
+    """One of a few words."""
+
+    def check(name: str, value: Any) -> None:
+        if value not in allowed:
+            hint = nearest(str(value), allowed)
+            meant = f" Did you mean {hint!r}?" if hint else ""
+            raise ConfigError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}.{meant}")
+
+    return check
+
+
+def optional(check: _Check) -> _Check:
+    """None, or what `check` takes."""
+
+    def check_given(name: str, value: Any) -> None:
+        if value is not None:
+            check(name, value)
+
+    return check_given
+
+
+def option(check: _Check, *, default: Any) -> Any:
+    """A dataclass field with its check."""
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Override:
+    """Some fields of an option class, to be laid over a whole one; made by `Options.reset`."""
+
+    kind: type[Options]
+    fields: Mapping[str, Any]
+
+
+class Options:
+    """Base of the option classes; subclasses are decorated with `options`."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            check = field.metadata.get("check")
+            if check is not None:
+                check(field.name, getattr(self, field.name))
+
+    def reset(self, **fields: Any) -> Override:
+        """Return a partial override: only the fields named here are set, the others stay as they are.
+
+        For `ParamsModifier` and `refresh_context`. The values of `self` do not matter.
+
+        Raises:
+            ConfigTypeError: A field is unknown or has a value of the wrong type.
+            ConfigError: A value that is not allowed.
+        """
+        type(self)(**fields)
+        return Override(type(self), fields)
+
+    def updated(self, override: Self | Override) -> Self:
+        """Return `override` where it is whole, or a copy of self with its fields where it is partial."""
+        if not isinstance(override, Override):
+            return override
+        unknown_options(type(self), override.fields)
+        return dataclasses.replace(self, **override.fields)  # type: ignore[type-var]  # as above
+
+
+def unknown_options(kind: type[Options], given: Mapping[str, Any]) -> None:
+    """Raise `ConfigTypeError` for the first name in `given` that is no field of `kind`."""
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]  # as above
+    for name in given:
+        if name not in known:
+            hint = nearest(name, known)
+            meant = f" Did you mean {hint!r}?" if hint else f" Known are: {', '.join(known)}."
+            raise ConfigTypeError(f"{kind.__name__} has no option {name!r}.{meant}")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option,))
+def options(kind: type[_Config]) -> type[_Config]:
+    """Class decorator: a frozen keyword-only dataclass that rejects unknown options by name."""
+    made = dataclasses.dataclass(frozen=True, kw_only=True)(kind)
+    fill = made.__init__
+
+    @functools.wraps(fill)
+    def __init__(self: Any, **given: Any) -> None:
+        unknown_options(made, given)
+        fill(self, **given)
+
+    made.__init__ = __init__  # type: ignore[method-assign]  # the point of this decorator
+    return made

@@ -1,0 +1,126 @@
+"""The statistics of the last run, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from cache_dit.caching.attach.attachment import Attachment
+from cache_dit.caching.engine.records import RunRecord, StepRecord
+from cache_dit.report.flops import forward_flops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheStats:
+    """What caching did in the last run of one transformer, for the block lists that decide together.
+
+    Attributes:
+        model: Class name of the transformer.
+        lists: Attribute paths of the block lists.
+        config: Configuration in short form.
+        forecaster: What skipped steps were filled with.
+        total_steps: Steps of the run in one branch, as run.
+        steps: Every decision, in order: branch, step, verdict (skip, reason, measured change).
+        state_bytes: Most bytes that cached tensors took, over all lists of the transformer.
+        flops: FLOPs of one uncached forward of the transformer; None where they cannot be counted.
+        flops_saved: FLOPs of the skipped blocks as a fraction of those of the uncached run; None likewise.
+    """
+
+    model: str
+    lists: tuple[str, ...]
+    config: str
+    forecaster: str
+    total_steps: int
+    steps: tuple[StepRecord, ...]
+    state_bytes: int
+    flops: int | None
+    flops_saved: float | None
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """CFG branches in the order of their calls; one empty name where there is one branch."""
+        return tuple(dict.fromkeys(step.branch for step in self.steps))
+
+    @property
+    def cached_steps(self) -> list[int]:
+        """Skipped steps of the first branch."""
+        return self.skipped(0)
+
+    @property
+    def cfg_cached_steps(self) -> list[int]:
+        """Skipped steps of the second branch."""
+        return self.skipped(1)
+
+    @property
+    def residual_diffs(self) -> dict[int, float]:
+        """Measured change by step in the first branch."""
+        return self.changes(0)
+
+    @property
+    def cfg_residual_diffs(self) -> dict[int, float]:
+        """Measured change by step in the second branch."""
+        return self.changes(1)
+
+    def skipped(self, branch: int) -> list[int]:
+        """Skipped steps of a branch, by its place in `branches`."""
+        return [step.step for step in self.of(branch) if step.verdict.skip]
+
+    def changes(self, branch: int) -> dict[int, float]:
+        """Measured change by step of a branch, by its place in `branches`."""
+        return {step.step: step.verdict.change for step in self.of(branch) if step.verdict.change is not None}
+
+    def of(self, branch: int) -> list[StepRecord]:
+        """Decisions of a branch, by its place in `branches`."""
+        names = self.branches
+        return [step for step in self.steps if branch < len(names) and step.branch == names[branch]]
+
+
+def stats_of(attached: Attachment) -> list[CacheStats]:
+    """One `CacheStats` for every decision of a transformer; empty before its first forward."""
+    session = attached.session
+    record = session.latest
+    if record is None or session.example is None:
+        return []
+    flops = forward_flops(attached.lists.model, *session.example)
+    plan = session.plan
+    made = []
+    for number, segment in enumerate(plan.segments):
+        if segment.gate is None:
+            continue
+        members = [
+            index for index, other in enumerate(plan.segments) if index == number or other.leader == number
+        ]
+        setting = attached.settings[number if len(attached.settings) > 1 else 0]
+        steps = tuple(step for step in record.steps if step.segment == number)
+        made.append(
+            CacheStats(
+                model=attached.lists.name,
+                lists=tuple(plan.segments[index].label for index in members),
+                config=f"{setting.cache.cache_type.value}_{setting.cache.strify()}_{setting.calibrator.strify()}",
+                forecaster=setting.calibrator.describe(),
+                total_steps=max((step.step for step in steps), default=-1) + 1,
+                steps=steps,
+                state_bytes=record.state_bytes,
+                flops=None if flops is None else flops[attached.lists.model],
+                flops_saved=_saved(attached, record, members, flops),
+            )
+        )
+    return made
+
+
+def _saved(
+    attached: Attachment, record: RunRecord, members: list[int], flops: dict[nn.Module, Any] | None
+) -> float | None:
+    if flops is None:
+        return None
+    segments = attached.session.plan.segments
+    skipped = 0
+    for step in record.steps:
+        if step.verdict.skip and step.segment in members:
+            segment = segments[step.segment]
+            skipped += sum(flops[block] for block in segment.blocks[segment.start : segment.stop])
+    forwards = len(record.steps) // len(segments)
+    whole = forwards * flops[attached.lists.model]
+    return skipped / whole if whole else None

@@ -1,0 +1,120 @@
+"""The statistics in words: the table that `cache_dit.summary` prints, and short forms for file names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from cache_dit.api import attachments_of
+from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
+from cache_dit.report.stats import CacheStats, stats_of
+
+_COLUMNS = (
+    "Steps",
+    "Cached Steps",
+    *(f"Diffs {name}" for name in ("Min", "P25", "P50", "P75", "P95", "Max")),
+)
+_POINTS = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+def summary(pipe_or_adapter: Any, details: bool = False, logging: bool = True) -> list[CacheStats]:
+    """Tell what caching did in the last run.
+
+    Args:
+        pipe_or_adapter: What `enable_cache` was given, or the pipeline or transformer itself.
+        details: Print every step: computed or cached, why, and the measured change.
+        logging: Print; False only returns the data.
+
+    Returns:
+        One entry for each transformer and, where block lists decide for themselves, for each list. Empty for
+        a transformer that has not run since `enable_cache`.
+
+    Raises:
+        UnsupportedModelError: The object is no pipeline, transformer or adapter.
+        ConfigError: Caching is not enabled on it.
+    """
+    attached = attachments_of(pipe_or_adapter)
+    stats = [entry for one in attached for entry in stats_of(one)]
+    if logging:
+        print("\n\n".join(_text(entry, details) for entry in stats) or "Nothing has run since enable_cache.")
+    return stats
+
+
+def strify(target: Any) -> str:
+    """A configuration in short form, for file names and tables.
+
+    Args:
+        target: A config, the result of `summary`, one entry of it, or a cached pipeline, transformer or
+            adapter.
+
+    Returns:
+        For example `F8B0_W8I1M0MC0_R0.08` for a config, `DBCache_F8B0_W8I1M0MC0_R0.08_T1O1_S14` with the
+        number of cached steps for a run.
+
+    Raises:
+        UnsupportedModelError: The object is none of these.
+        ConfigError: Caching is not enabled on it.
+    """
+    if isinstance(target, (BasicCacheConfig, CalibratorConfig)):
+        return target.strify()
+    if isinstance(target, CacheStats):
+        return f"{target.config}_S{len(target.cached_steps)}"
+    if isinstance(target, Sequence):
+        return "+".join(strify(entry) for entry in target)
+    return "+".join(attached.strify() for attached in attachments_of(target))
+
+
+def _text(stats: CacheStats, details: bool) -> str:
+    saved = "not counted" if stats.flops_saved is None else f"{stats.flops_saved:.1%}"
+    head = [
+        f"{stats.model}: {' + '.join(stats.lists)}",
+        f"{strify(stats)}",
+        f"FLOPs saved (estimated): {saved}; cache state: {stats.state_bytes / 2**20:.2f} MiB; "
+        f"skipped steps are filled with {stats.forecaster}",
+    ]
+    named = any(stats.branches)
+    rows = [
+        [
+            *([name or "first call"] if named else []),
+            str(len(stats.of(place))),
+            str(len(stats.skipped(place))),
+            *_points(list(stats.changes(place).values())),
+        ]
+        for place, name in enumerate(stats.branches)
+    ]
+    text = "\n".join(head) + "\n\n" + _table([*(["Branch"] if named else []), *_COLUMNS], rows)
+    return text + ("\n\n" + _details(stats, named) if details else "")
+
+
+def _details(stats: CacheStats, named: bool) -> str:
+    columns = [*(["Branch"] if named else []), "Step", "Blocks", "Diff", "Why"]
+    rows = [
+        [
+            *([step.branch or "first call"] if named else []),
+            str(step.step),
+            "cached" if step.verdict.skip else "computed",
+            "" if step.verdict.change is None else f"{step.verdict.change:.4f}",
+            step.verdict.reason.value,
+        ]
+        for step in stats.steps
+    ]
+    return _table(columns, rows)
+
+
+def _points(changes: list[float]) -> list[str]:
+    if not changes:
+        return ["-"] * len(_POINTS)
+    values = torch.tensor(changes, dtype=torch.float64).quantile(torch.tensor(_POINTS, dtype=torch.float64))
+    return [f"{value:.3f}" for value in values.tolist()]
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    """A markdown table with aligned columns."""
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in [columns, ["-" * width for width in widths], *rows]
+    ]
+    return "\n".join(lines)
