@@ -129,9 +129,9 @@ class ResidualGate:
             return Verdict(False, Reason.NO_HISTORY)
         if change is None:
             return None
-        if self.max_accumulated is not None and state.accumulated + change > self.max_accumulated:
+        # Both comparisons are written so that a NaN is computed.
+        if self.max_accumulated is not None and not state.accumulated + change <= self.max_accumulated:
             return Verdict(False, Reason.ACCUMULATED_LIMIT, change)
-        # Written so that a NaN is computed.
         similar = change < self.threshold or self.threshold >= 1.0
         return Verdict(similar, Reason.SIMILAR if similar else Reason.CHANGED, change)
 
