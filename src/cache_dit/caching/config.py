@@ -120,7 +120,8 @@ class BasicCacheConfig(Options):
             f"_R{self.residual_diff_threshold:g}"
         )
         if self.steps_computation_mask is not None:
-            text += f"_SCM{''.join(map(str, self.steps_computation_mask))}_{self.steps_computation_policy}"
+            mask = "".join(str(int(entry)) for entry in self.steps_computation_mask)
+            text += f"_SCM{mask}_{self.steps_computation_policy}"
         if self.enable_separate_cfg is not None:
             text += f"_CFG{int(self.enable_separate_cfg)}"
         return text

@@ -41,7 +41,7 @@ def real(minimum: float) -> _Check:
 def flag(name: str, value: Any) -> None:
     """True or False."""
     if not isinstance(value, bool):
-        raise ConfigTypeError(f"{name} is {value!r}, a {type(value).__name__}; give True or False.")
+        raise ConfigTypeError(f"{name} is {value!r}; give True or False.")
 
 
 def one_of(*allowed: str) -> _Check:
