@@ -23,7 +23,6 @@ class Lists:
         model: The transformer.
         blocks: The members of each list.
         flows: Path and data flow of each list.
-        main: The stream whose residual is the signal.
         timestep: Argument of the forward that tells the time.
         last_within_first: See `Row`.
     """
@@ -31,7 +30,6 @@ class Lists:
     model: nn.Module
     blocks: tuple[tuple[nn.Module, ...], ...]
     flows: tuple[BlockList, ...]
-    main: str
     timestep: str
     last_within_first: bool = False
 
@@ -103,6 +101,11 @@ def fitting_default(lists: Lists) -> BasicCacheConfig:
 
 def _segment(lists: Lists, number: int, setting: Setting, *, start: int, tail: int, leads: bool) -> Segment:
     flow, blocks, cache = lists.flows[number], lists.blocks[number], setting.cache
+    if len(set(blocks)) != len(blocks):
+        raise ConfigError(
+            f"{flow.path} of {lists.name} has the same block in several places, so its place is not known "
+            "when it is called; such a list cannot be cached."
+        )
     _check_counts(lists, number, start, tail)
     # Under a static mask nothing is measured, so not even the first blocks run on a skipped step.
     start = 0 if cache.static else start
@@ -163,9 +166,7 @@ def _ports(lists: Lists, number: int) -> Ports:
                 "ForwardPattern that fits, see its docstring."
             )
         slots.append(Port(name, positions.pop()))
-    names = [None if port is None else port.name for port in slots]
-    main = names.index(lists.main) if lists.main in names else next(i for i, name in enumerate(names) if name)
-    return Ports(tuple(slots), flow.bare, main)
+    return Ports(tuple(slots), flow.bare, flow.continues.index(flow.main))
 
 
 def _timestep(lists: Lists) -> Port | None:

@@ -122,7 +122,6 @@ def _lists_by_row(model: nn.Module) -> Lists:
         model=model,
         blocks=tuple(tuple(getattr(model, flow.path)) for flow in flows),
         flows=flows,
-        main=row.main,
         timestep=row.timestep,
         last_within_first=row.last_within_first,
     )
@@ -150,15 +149,13 @@ def _lists_by_hand(model: nn.Module, blocks: Any, patterns: Any) -> Lists:
             f"BlockAdapter: forward_pattern has {len(chosen)} entries but there are {len(given)} block "
             f"lists of {plain_class(model).__name__}; give one pattern for each list, or one for all."
         )
-    flows = tuple(_flow(model, members, pattern) for members, pattern in zip(given, chosen, strict=True))
-    streams = [name for name in flows[0].continues if name is not None]
-    main = streams[0] if HIDDEN not in streams and chosen[0] is not ForwardPattern.Pattern_1 else streams[-1]
+    row = row_of(type(model))
     return Lists(
         model=model,
         blocks=tuple(given),
-        flows=flows,
-        main=HIDDEN if HIDDEN in streams else main,
-        timestep="timestep",
+        flows=tuple(_flow(model, members, pattern) for members, pattern in zip(given, chosen, strict=True)),
+        timestep="timestep" if row is None else row.timestep,
+        last_within_first=row is not None and row.last_within_first,
     )
 
 
@@ -225,7 +222,9 @@ def _flow(model: nn.Module, members: tuple[nn.Module, ...], pattern: ForwardPatt
                 f"{pattern.text}: there is no {'second stream' if stream == ENCODER else 'hidden state'}. "
                 "Choose another pattern, see ForwardPattern."
             )
-    return BlockList(_path(model, members), tuple(continues), bare=pattern.bare)
+    main = continues[pattern.slots.index(HIDDEN)]
+    assert main is not None  # every pattern has hidden states
+    return BlockList(_path(model, members), tuple(continues), bare=pattern.bare, main=main)
 
 
 def _path(model: nn.Module, members: tuple[nn.Module, ...]) -> str:

@@ -6,8 +6,9 @@ branch, segment). The contract:
     measures                                    whether it ever looks at a signal
     init() -> state
     must_compute(step) -> bool                  certain from the step alone: nothing is kept for it
-    decide(state, step, change) -> verdict      with `change=None` only if no measurement is needed, else None
-    measure(state, signal) -> change            one number from the signal tensor; the one sync of a step
+    decide(state, step, change) -> verdict      None where a change is needed and not given
+    measure(state, signal) -> change            one number from the signal tensor, the one sync of a step;
+                                                None where there is nothing to compare with
     advance(state, verdict, signal) -> state    the verdict as carried out; `signal` only if it was wanted
 """
 
@@ -125,8 +126,6 @@ class ResidualGate:
             return Verdict(False, Reason.CONTINUOUS_LIMIT)
         if not self.measures:
             return Verdict(True, Reason.ALWAYS)
-        if state.reference is None and change is None:
-            return Verdict(False, Reason.NO_HISTORY)
         if change is None:
             return None
         # Both comparisons are written so that a NaN is computed.

@@ -14,21 +14,23 @@ class BlockList:
         continues: For each output slot of a block the argument of the next block that it continues; None for
             a side output.
         bare: The block returns its one output as it is, not in a tuple.
+        main: The stream whose residual is the signal.
     """
 
     path: str
     continues: tuple[str | None, ...]
     bare: bool
+    main: str
 
 
 def returns_one(path: str, stream: str = "hidden_states") -> BlockList:
     """A list whose blocks return one tensor."""
-    return BlockList(path, (stream,), bare=True)
+    return BlockList(path, (stream,), bare=True, main=stream)
 
 
-def returns(path: str, *streams: str | None) -> BlockList:
+def returns(path: str, *streams: str | None, main: str = "hidden_states") -> BlockList:
     """A list whose blocks return a tuple."""
-    return BlockList(path, streams, bare=False)
+    return BlockList(path, streams, bare=False, main=main)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,6 @@ class Row:
         lists: In the order in which the forward runs them.
         blocks: Class names of the blocks, for regional compilation.
         timestep: Argument of the forward that tells the time.
-        main: The stream whose residual is the signal.
         last_within_first: `Bn_compute_blocks` must not exceed `Fn_compute_blocks`, because the second half
             of the list reads what the first half left behind.
     """
@@ -49,5 +50,4 @@ class Row:
     lists: tuple[BlockList, ...]
     blocks: tuple[str, ...]
     timestep: str = "timestep"
-    main: str = "hidden_states"
     last_within_first: bool = False
