@@ -8,6 +8,7 @@ diffusers, a compiled call), so a skipped block skips those as well.
 
 from __future__ import annotations
 
+import copyreg
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,6 +99,9 @@ def _subclass(plain: Any, **members: Any) -> type:
         # A copy or a pickle is a plain model without what is attached.
         make, args, state, *rest = plain.__reduce_ex__(self, protocol)
         args = tuple(plain if item is made else item for item in args)
+        if make is copyreg.__newobj__:  # type: ignore[attr-defined]  # typeshed leaves it out
+            # pickle insists that this function gets the class of the object itself.
+            make = object.__new__
         if isinstance(state, dict):
             state = {name: value for name, value in state.items() if name != _ATTACHED}
         return (make, args, state, *rest)
