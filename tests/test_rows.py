@@ -1,0 +1,407 @@
+"""What every model row must prove, over all tiny models and all extra inputs that their forwards take.
+
+On a repeated input a skipped step must give what the computed step gave: the right quantity is put back in
+the right place, whatever the model does between its blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+import pickle
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from tiny.models import TINY_MODELS, Inputs, TinyModel, output_of
+from torch import Tensor, nn
+
+import cache_dit
+from cache_dit import CalibratorConfig, DBCacheConfig, ParamsModifier, Request, TaylorSeerCalibratorConfig
+from cache_dit.api import attachments_of
+from cache_dit.caching.engine.records import StepRecord
+from cache_dit.caching.maths.forecasters import Reuse
+from cache_dit.caching.maths.gates import Reason
+from cache_dit.caching.models.row import Row
+from cache_dit.caching.models.rows import ROWS, row_of
+
+Outputs = tuple[Tensor, ...]
+
+REPEATED = {"residual_diff_threshold": 1.0, "enable_separate_cfg": False}
+TWO_LISTS = [tiny for tiny in TINY_MODELS if len(tiny.block_lists) == 2]
+CASES = [
+    pytest.param(tiny, variant, id=f"{tiny.id}-{variant}" if variant else tiny.id)
+    for tiny in TINY_MODELS
+    for variant in ("", *tiny.variants)
+]
+
+each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+each_model = pytest.mark.parametrize("tiny", TINY_MODELS, ids=lambda tiny: tiny.id)
+each_two_lists = pytest.mark.parametrize("tiny", TWO_LISTS, ids=lambda tiny: tiny.id)
+each_case = pytest.mark.parametrize(("tiny", "variant"), CASES)
+
+
+@functools.cache
+def model_of(tiny: TinyModel) -> Any:
+    return tiny.build()
+
+
+def inputs_of(tiny: TinyModel, variant: str, seed: int = 0) -> Inputs:
+    return (tiny.variants[variant] if variant else tiny.inputs)(seed)
+
+
+@functools.cache
+def reference(tiny: TinyModel, variant: str, seed: int = 0) -> Outputs:
+    return output_of(model_of(tiny), inputs_of(tiny, variant, seed))
+
+
+def row_for(tiny: TinyModel) -> Row:
+    row = row_of(getattr(diffusers, tiny.name))
+    assert row is not None
+    return row
+
+
+@contextlib.contextmanager
+def caching(
+    model: Any, cache: dict[str, Any], calibrator: CalibratorConfig | None = None, each: Sequence[Any] = ()
+) -> Iterator[None]:
+    """Cache with one decision, or with `each` changing the config of one list after the other."""
+    modifiers = [ParamsModifier(cache_config=DBCacheConfig().reset(**own)) for own in each] or None
+    cache_dit.enable_cache(model, DBCacheConfig(**cache), calibrator, params_modifiers=modifiers)
+    try:
+        yield
+    finally:
+        cache_dit.disable_cache(model)
+
+
+def change(outputs: Outputs, other: Outputs) -> float:
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(outputs, other, strict=True))
+
+
+def equal(outputs: Outputs, other: Outputs) -> bool:
+    return len(outputs) == len(other) and all(map(torch.equal, outputs, other))
+
+
+def records(model: Any, segment: int = 0) -> list[StepRecord]:
+    latest = attachments_of(model)[0].session.latest
+    assert latest is not None
+    return [step for step in latest.steps if step.segment == segment]
+
+
+def decisions(model: Any, segment: int = 0) -> str:
+    return "".join("S" if step.verdict.skip else "C" for step in records(model, segment))
+
+
+def uncalled(kwargs: Inputs) -> set[int]:
+    """Blocks that the caller of SD3 leaves out."""
+    return set(kwargs.get("skip_layers", ()))
+
+
+# --- everything computed ---
+
+
+@each_case
+def test_threshold_zero_is_bit_identical(tiny: TinyModel, variant: str) -> None:
+    model, expected = model_of(tiny), [reference(tiny, variant, seed) for seed in range(2)]
+    with caching(model, {"residual_diff_threshold": 0, "Fn_compute_blocks": 1}), Request():
+        for seed in range(2):
+            assert equal(output_of(model, inputs_of(tiny, variant, seed)), expected[seed])
+        assert decisions(model) == "CC"
+
+
+@each_case
+def test_measured_but_never_skipped_is_bit_identical(tiny: TinyModel, variant: str) -> None:
+    model, expected = model_of(tiny), [reference(tiny, variant, seed) for seed in range(2)]
+    options = REPEATED | {"residual_diff_threshold": 1e-9, "Fn_compute_blocks": 1, "max_warmup_steps": 0}
+    calibrator = TaylorSeerCalibratorConfig(taylorseer_order=2, calibrator_cache_type="hidden_states")
+    with caching(model, options, calibrator), Request():
+        for seed in range(2):
+            assert equal(output_of(model, inputs_of(tiny, variant, seed)), expected[seed])
+        verdict = records(model)[1].verdict
+    if 0 in uncalled(inputs_of(tiny, variant)):
+        assert verdict.reason is Reason.NO_HISTORY
+    else:
+        assert verdict.reason is Reason.CHANGED
+        assert verdict.change is not None
+        assert verdict.change > 1e-4
+
+
+# --- skipped on a repeated input ---
+
+
+def check_skipped(
+    tiny: TinyModel, variant: str, options: dict[str, Any], calibrator: CalibratorConfig, warmup: int
+) -> None:
+    model, kwargs, expected = model_of(tiny), inputs_of(tiny, variant), reference(tiny, variant)
+    last = len(getattr(model, tiny.block_lists[-1])) - 1 - options["Bn_compute_blocks"]
+    with caching(model, REPEATED | options | {"max_warmup_steps": warmup}, calibrator):
+        with Request(warmup + 2):
+            for _ in range(warmup + 2):
+                assert change(output_of(model, kwargs), expected) < 1e-5
+        # A segment whose last block is not called cannot be skipped: nothing would be delivered.
+        skipped = "C" if last in uncalled(kwargs) else "S"
+        for number in range(len(tiny.block_lists)):
+            assert decisions(model, number) == "C" * warmup + skipped * 2
+
+
+@each_case
+@pytest.mark.parametrize("tail", [0, 1])
+def test_reused_change(tiny: TinyModel, variant: str, tail: int) -> None:
+    options = {"Fn_compute_blocks": 1, "Bn_compute_blocks": tail}
+    check_skipped(tiny, variant, options, CalibratorConfig(), warmup=1)
+
+
+@each_case
+def test_forecast_output(tiny: TinyModel, variant: str) -> None:
+    calibrator = TaylorSeerCalibratorConfig(taylorseer_order=2, calibrator_cache_type="hidden_states")
+    check_skipped(tiny, variant, {"Fn_compute_blocks": 1, "Bn_compute_blocks": 1}, calibrator, warmup=3)
+
+
+@each_model
+@pytest.mark.parametrize(
+    ("calibrator", "warmup"),
+    [
+        pytest.param(CalibratorConfig(calibrator_cache_type="hidden_states"), 1, id="reuse-hidden_states"),
+        pytest.param(TaylorSeerCalibratorConfig(), 2, id="taylor1-residual"),
+        pytest.param(TaylorSeerCalibratorConfig(taylorseer_order=2), 3, id="taylor2-residual"),
+        pytest.param(
+            TaylorSeerCalibratorConfig(calibrator_cache_type="hidden_states"), 2, id="taylor1-hidden_states"
+        ),
+    ],
+)
+def test_every_forecast(tiny: TinyModel, calibrator: CalibratorConfig, warmup: int) -> None:
+    check_skipped(tiny, "", {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0}, calibrator, warmup)
+
+
+@each_case
+def test_static_mask_skips_the_first_blocks_too(tiny: TinyModel, variant: str) -> None:
+    model, kwargs = model_of(tiny), inputs_of(tiny, variant)
+    options: dict[str, Any] = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "enable_separate_cfg": False}
+    options |= {"steps_computation_mask": [1, 0], "steps_computation_policy": "static"}
+    expected = reference(tiny, variant)
+    called: list[int] = []
+    with caching(model, options):
+        blocks = getattr(model, tiny.block_lists[0])
+        handle = blocks[0].register_forward_hook(lambda *_: called.append(1))
+        with Request(2):
+            outputs = [output_of(model, kwargs) for _ in range(2)]
+        handle.remove()
+        assert decisions(model) == "CS"
+    assert len(called) == (0 if 0 in uncalled(kwargs) else 1)
+    assert max(change(output, expected) for output in outputs) < 1e-5
+
+
+@each_case
+def test_every_block_alone(tiny: TinyModel, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a segment of its own; on plain inputs with the control that no change in its place is noticed."""
+    model, kwargs, expected = model_of(tiny), inputs_of(tiny, variant), reference(tiny, variant)
+    off = {"residual_diff_threshold": 0.0, "Fn_compute_blocks": 1, "Bn_compute_blocks": 0}
+    for number, path in enumerate(tiny.block_lists):
+        count = len(getattr(model, path))
+        for index in range(1, count):
+            each = [off] * len(tiny.block_lists)
+            each[number] = {
+                "residual_diff_threshold": 1.0,
+                "Fn_compute_blocks": index,
+                "Bn_compute_blocks": count - 1 - index,
+            }
+            with caching(model, REPEATED | {"max_warmup_steps": 1}, each=each), Request(3):
+                assert equal(output_of(model, kwargs), expected)
+                assert change(output_of(model, kwargs), expected) < 1e-5, f"{path}[{index}]"
+                skipped = "C" if index in uncalled(kwargs) else "S"
+                assert decisions(model, number) == "C" + skipped
+                assert all(decisions(model, other) == "CC" for other in range(len(each)) if other != number)
+                if not variant:
+                    with monkeypatch.context() as patch:
+                        patch.setattr(Reuse, "predict", lambda _, state, step: torch.zeros_like(state))
+                        moved = change(output_of(model, kwargs), expected)
+                    assert moved > 1e-2, f"{path}[{index}] moves the output by {moved:.1e} only"
+
+
+@each_case
+def test_control_no_change_moves_the_output(
+    tiny: TinyModel, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, kwargs, expected = model_of(tiny), inputs_of(tiny, variant), reference(tiny, variant)
+    monkeypatch.setattr(Reuse, "predict", lambda _, state, step: torch.zeros_like(state))
+    options = REPEATED | {"Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "max_warmup_steps": 1}
+    with caching(model, options), Request(2):
+        output_of(model, kwargs)
+        assert change(output_of(model, kwargs), expected) > 1e-2
+        assert decisions(model) == "CS"
+
+
+# --- data flow ---
+
+
+class Probe:
+    """What the blocks of one list received by name, and returned, in one forward."""
+
+    def __init__(self, model: nn.Module, path: str) -> None:
+        self.calls: list[tuple[dict[str, Any], Any]] = []
+        self._handles = [
+            block.register_forward_hook(self._note, with_kwargs=True) for block in getattr(model, path)
+        ]
+
+    def _note(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        received = inspect.signature(type(block).forward).bind(block, *args, **kwargs).arguments
+        self.calls.append((received, output))
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def continued(self) -> dict[int, set[str]]:
+        """Output slot -> the arguments of the following block in which the same object arrived."""
+        seen: dict[int, set[str]] = defaultdict(set)
+        for (_, output), (received, _) in zip(self.calls, self.calls[1:], strict=False):
+            for slot, value in enumerate(output if isinstance(output, tuple) else (output,)):
+                seen[slot] |= {
+                    name for name, got in received.items() if isinstance(got, Tensor) and got is value
+                }
+        return seen
+
+
+@each_case
+def test_observed_data_flow_agrees_with_the_row(tiny: TinyModel, variant: str) -> None:
+    model = model_of(tiny)
+    flows = row_for(tiny).lists
+    probes = [Probe(model, flow.path) for flow in flows]
+    output_of(model, inputs_of(tiny, variant))
+    for flow, probe in zip(flows, probes, strict=True):
+        probe.remove()
+        outputs = [output for _, output in probe.calls]
+        assert all(
+            isinstance(output, Tensor) if flow.bare else len(output) == len(flow.continues)
+            for output in outputs
+        )
+        for slot, declared in enumerate(flow.continues):
+            seen = probe.continued()[slot]
+            assert seen <= {declared}
+            assert seen or variant, f"{flow.path}: output {slot} is not seen to arrive anywhere"
+
+
+# --- the model afterwards and meanwhile ---
+
+
+@each_model
+def test_disabling_leaves_no_trace(tiny: TinyModel) -> None:
+    model = tiny.build()
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    keys = list(model.state_dict())
+    with caching(model, REPEATED | {"Fn_compute_blocks": 1, "max_warmup_steps": 1}):
+        assert list(model.state_dict()) == keys
+        assert isinstance(model, getattr(diffusers, tiny.name))
+        assert inspect.signature(type(model).forward) == inspect.signature(kinds[""].forward)
+        assert inspect.signature(type(model)) == inspect.signature(kinds[""])
+        assert {name: type(module).__name__ for name, module in model.named_modules()} == {
+            name: kind.__name__ for name, kind in kinds.items()
+        }
+        with Request(2):
+            for _ in range(2):
+                output_of(model, tiny.inputs(0))
+            assert decisions(model) == "CS"
+        assert list(model.state_dict()) == keys
+    assert {name: type(module) for name, module in model.named_modules()} == kinds
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+    assert list(model.state_dict()) == keys
+    for seed in range(2):
+        assert equal(output_of(model, tiny.inputs(seed)), reference(tiny, "", seed))
+
+
+# Chroma imports its position embedding from where diffusers itself no longer wants it.
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+@each_model
+def test_saved_copied_or_pickled_while_cached_is_a_plain_model(tiny: TinyModel, tmp_path: Path) -> None:
+    model, kind = tiny.build(), getattr(diffusers, tiny.name)
+    kinds = [type(part) for part in model.modules()]
+    options = REPEATED | {"Fn_compute_blocks": 1, "max_warmup_steps": 1}
+    with caching(model, options), Request(3):
+        for _ in range(2):
+            output_of(model, tiny.inputs(0))
+        model.save_pretrained(tmp_path)
+        plain = [kind.from_pretrained(tmp_path), copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        for other in plain:
+            assert type(other) is kind
+            assert vars(other).keys() == vars(model).keys() - {"_cache_dit_attachment"}
+            assert [type(part) for part in other.modules()] == kinds
+            assert equal(output_of(other.eval(), tiny.inputs(1)), reference(tiny, "", 1))
+        output_of(model, tiny.inputs(0))
+        assert decisions(model) == "CSS", "the original is cached as before"
+
+
+# --- two block lists ---
+
+
+@each_two_lists
+def test_one_decision_for_both_lists_by_default(tiny: TinyModel) -> None:
+    model = model_of(tiny)
+    with caching(model, REPEATED | {"Fn_compute_blocks": 2, "max_warmup_steps": 1}), Request(3):
+        for _ in range(3):
+            output_of(model, tiny.inputs(0))
+        assert decisions(model, 0) == decisions(model, 1) == "CSS"
+        assert {step.verdict.reason for step in records(model, 1)} == {Reason.FOLLOWS}
+
+
+@each_two_lists
+@pytest.mark.parametrize(("first", "second"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_modifiers_separate_the_decisions(tiny: TinyModel, first: float, second: float) -> None:
+    model, expected = model_of(tiny), reference(tiny, "")
+    each = [{"residual_diff_threshold": first}, {"residual_diff_threshold": second, "Fn_compute_blocks": 2}]
+    with caching(model, REPEATED | {"Fn_compute_blocks": 1, "max_warmup_steps": 1}, each=each), Request(3):
+        for _ in range(3):
+            assert change(output_of(model, tiny.inputs(0)), expected) < 1e-5
+        assert [decisions(model, number) for number in range(2)] == [
+            "CSS" if threshold else "CCC" for threshold in (first, second)
+        ]
+
+
+@each_two_lists
+def test_separate_lists_measure_their_own_first_blocks(tiny: TinyModel) -> None:
+    model = model_of(tiny)
+    options = REPEATED | {"residual_diff_threshold": 1e-9, "Fn_compute_blocks": 1, "max_warmup_steps": 0}
+    changes = []
+    for each in ([{}, {}], [{}, {"Fn_compute_blocks": 3}]):
+        with caching(model, options, each=each), Request(2):
+            for seed in range(2):
+                output_of(model, tiny.inputs(seed))
+            changes.append([records(model, number)[1].verdict.change for number in range(2)])
+    assert changes[0][0] == changes[1][0]
+    assert len({changes[0][0], changes[0][1], changes[1][1]}) == 3
+
+
+# --- the tables ---
+
+
+def test_every_row_has_a_tiny_model_and_every_tiny_model_a_row() -> None:
+    assert {row.name for row in ROWS} == {tiny.name for tiny in TINY_MODELS}
+    assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+@each_row
+def test_names_of_the_row_exist_in_diffusers(row: Row) -> None:
+    kind = getattr(diffusers, row.name)
+    parameters = inspect.signature(kind.forward).parameters
+    module = sys.modules[kind.__module__]
+    assert row.timestep in parameters
+    assert all(hasattr(module, name) for name in row.blocks)
+    models = [model_of(tiny) for tiny in TINY_MODELS if tiny.name == row.name]
+    used = {
+        type(block).__name__ for model in models for flow in row.lists for block in getattr(model, flow.path)
+    }
+    assert used == set(row.blocks)
+
+
+@each_model
+def test_lists_of_the_row_are_those_of_the_model(tiny: TinyModel) -> None:
+    row = row_for(tiny)
+    assert tuple(flow.path for flow in row.lists) == tiny.block_lists
+    assert all(isinstance(getattr(model_of(tiny), flow.path), nn.ModuleList) for flow in row.lists)
