@@ -89,6 +89,7 @@ def demo_costs(pipe: Any, batch: int, rounds: int, steps: int) -> list[str]:
         "uncached again (control)": None,
         "never skips: threshold 0": DBCacheConfig(**base, residual_diff_threshold=0.0),
         "never skips: threshold 1e-6": DBCacheConfig(**base, residual_diff_threshold=1e-6),
+        "threshold 0.12": DBCacheConfig(**base, residual_diff_threshold=0.12),
         "fast mask, dynamic": DBCacheConfig(**base, residual_diff_threshold=1.0, steps_computation_mask=mask),
         "fast mask, static": DBCacheConfig(
             **base, steps_computation_mask=mask, steps_computation_policy="static"

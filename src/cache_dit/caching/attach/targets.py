@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from cache_dit.caching.attach.override import plain_class
+from cache_dit.caching.attach.override import attachment_of, plain_class
 from cache_dit.caching.attach.planning import Lists, parameters_of
 from cache_dit.caching.block_adapters.adapter import BlockAdapter
 from cache_dit.caching.block_adapters.register import BlockAdapterRegister
@@ -82,7 +82,12 @@ def _known_components(pipe: Any) -> list[nn.Module]:
     parts = getattr(pipe, "components", None)
     parts = parts if isinstance(parts, dict) else getattr(pipe, "__dict__", {})
     modules = {name: uncompiled(part) for name, part in parts.items() if isinstance(part, nn.Module)}
-    found = [module for module in modules.values() if row_of(type(module)) is not None]
+    found = [
+        module
+        for module in modules.values()
+        # A class without a row may have been declared by an adapter.
+        if row_of(type(module)) is not None or attachment_of(module) is not None
+    ]
     if found:
         return found
     if "transformer" in modules:
