@@ -197,8 +197,8 @@ def main() -> None:
             "",
             f"The demo model, {len(runner.prompts)} prompts, one seed each (its number), true_cfg_scale "
             f"{given.cfg:g}, F1B0, warm-up {given.warmup}, at most 8 skipped steps in a row. Compute: FLOPs "
-            "of the transformer against the uncached run. PSNR in dB of float pictures to the uncached run of "
-            "the same step count. Wall: median ratio of neighbouring runs, decoder and text encoders "
+            "of the transformer against the uncached run. PSNR in dB of float pictures to the uncached run "
+            "of the same step count. Wall: median ratio of neighbouring runs, decoder and text encoders "
             "included. Last column: PSNR of the uncached run with fewer steps at that compute.",
             "",
             "| steps | threshold | filled with | compute | PSNR mean | PSNR worst | wall | fewer steps |",

@@ -123,6 +123,9 @@ def _lists_by_row(model: nn.Module) -> Lists:
     if row is None:
         raise _unknown(model)
     flows = tuple(flow for flow in row.lists if len(getattr(model, flow.path)) > 0)
+    if not flows:
+        paths = " and ".join(flow.path for flow in row.lists)
+        raise ConfigError(f"{paths} of {plain_class(model).__name__} is empty, so there is nothing to cache.")
     return Lists(
         model=model,
         blocks=tuple(tuple(getattr(model, flow.path)) for flow in flows),
@@ -235,7 +238,7 @@ def _flow(model: nn.Module, members: tuple[nn.Module, ...], pattern: ForwardPatt
 def _path(model: nn.Module, members: tuple[nn.Module, ...]) -> str:
     path: str
     for path, part in model.named_modules():
-        if isinstance(part, (nn.ModuleList, nn.Sequential)) and len(part) and part[0] is members[0]:
+        if isinstance(part, (nn.ModuleList, nn.Sequential)) and any(child is members[0] for child in part):
             return path
     raise ConfigError(
         f"BlockAdapter: {type(members[0]).__name__} is no part of {plain_class(model).__name__}; give the "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Protocol, Self
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from cache_dit.errors import ConfigError
 
@@ -64,16 +66,33 @@ class Request:
 
 
 _request: ContextVar[Request | None] = ContextVar("cache_dit_request", default=None)
-_implicit: ContextVar[Request | None] = ContextVar("cache_dit_implicit_request", default=None)
+_implicit: ContextVar[tuple[ReferenceType[Any], Request] | None] = ContextVar(
+    "cache_dit_implicit_request", default=None
+)
 branch_name: ContextVar[str | None] = ContextVar("cache_dit_branch", default=None)
 """Name of the CFG branch that the caller announced, if it did."""
 
 
 def current_request() -> Request:
     """The request entered last in this thread or task, or the one for all its unannounced forwards."""
-    request = _request.get() or _implicit.get()
-    if request is None:
-        request = Request()
-        request.implicit = True
-        _implicit.set(request)
+    request = _request.get()
+    if request is not None:
+        return request
+    kept, owner = _implicit.get(), _thread_or_task()
+    # Tasks, and threads started from one, get a copy of the context variables: what another one has put
+    # there is not theirs.
+    if kept is not None and kept[0]() is owner:
+        return kept[1]
+    request = Request()
+    request.implicit = True
+    _implicit.set((ref(owner), request))
     return request
+
+
+def _thread_or_task() -> object:
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        # No event loop runs in this thread.
+        task = None
+    return task or threading.current_thread()
