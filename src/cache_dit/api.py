@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 from cache_dit.caching.attach.attachment import Attachment, attachment
 from cache_dit.caching.attach.override import attachment_of, close_runs, open_runs, put_on, take_off
 from cache_dit.caching.attach.planning import Lists, Setting, fitting_default
-from cache_dit.caching.attach.targets import adapter_of, lists_of, pipeline_of, transformers_of
+from cache_dit.caching.attach.targets import adapter_of, cached_models, declared_by, lists_of, pipeline_of
 from cache_dit.caching.attach.timeline import pipeline_request
 from cache_dit.caching.block_adapters.adapter import ParamsModifier
 from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
-from cache_dit.caching.options import Override
+from cache_dit.caching.options import Override, instance_of, optional
 from cache_dit.errors import ConfigError, ConfigTypeError, nearest
 
 _Target = TypeVar("_Target")
@@ -56,8 +56,8 @@ def enable_cache(
         >>> cache_dit.summary(pipe)
     """
     _reject("enable_cache", unknown, _OPTIONS)
-    _check_type("cache_config", cache_config, (BasicCacheConfig, Override))
-    _check_type("calibrator_config", calibrator_config, (CalibratorConfig,))
+    optional(instance_of(BasicCacheConfig, Override))("cache_config", cache_config)
+    optional(instance_of(CalibratorConfig))("calibrator_config", calibrator_config)
     adapter = adapter_of(pipe_or_adapter)
     lists = lists_of(pipe_or_adapter)
     if params_modifiers is None and adapter is not None:
@@ -93,9 +93,9 @@ def disable_cache(pipe_or_adapter: _Target) -> _Target:
         UnsupportedModelError: The object is no pipeline, transformer or adapter.
         CacheDiTError: Something else has wrapped the model since.
     """
-    for model in transformers_of(adapter_of(pipe_or_adapter) or pipe_or_adapter):
+    for model in cached_models(pipe_or_adapter):
         take_off(model)
-    pipe = pipeline_of(adapter_of(pipe_or_adapter) or pipe_or_adapter)
+    pipe = pipeline_of(declared_by(pipe_or_adapter))
     if pipe is not None:
         close_runs(pipe)
     return pipe_or_adapter
@@ -122,8 +122,8 @@ def refresh_context(
     Raises:
         ConfigError: Caching is not enabled here, or an option does not fit.
     """
-    _check_type("cache_config", cache_config, (BasicCacheConfig, Override))
-    _check_type("calibrator_config", calibrator_config, (CalibratorConfig,))
+    optional(instance_of(BasicCacheConfig, Override))("cache_config", cache_config)
+    optional(instance_of(CalibratorConfig))("calibrator_config", calibrator_config)
     steps: dict[str, Any] = (
         {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
     )
@@ -140,14 +140,14 @@ def refresh_context(
 
 
 def attachments_of(pipe_or_adapter: Any) -> list[Attachment]:
-    """What is attached to the transformers of a pipeline or adapter.
+    """What is attached to the transformers of a pipeline or adapter; those without are left out.
 
     Raises:
         UnsupportedModelError: The object is no pipeline, transformer or adapter.
-        ConfigError: Caching is not enabled on one of them.
+        ConfigError: Caching is enabled on none of them.
     """
     found = []
-    for model in transformers_of(adapter_of(pipe_or_adapter) or pipe_or_adapter):
+    for model in cached_models(pipe_or_adapter):
         attached = attachment_of(model)
         if attached is None:
             raise ConfigError(
@@ -182,11 +182,14 @@ def _spread(given: _Modifiers | None, counts: list[int]) -> list[Sequence[Params
     """The modifiers of each transformer from the forms that users may write; `counts` are its lists."""
     if given is None:
         return [()] * len(counts)
+    instance_of(ParamsModifier, list, tuple)("params_modifiers", given)
     entries = [given] if isinstance(given, ParamsModifier) else list(given)
+    for entry in entries:
+        instance_of(ParamsModifier, list, tuple)("params_modifiers", entry)
     nested = [[entry] if isinstance(entry, ParamsModifier) else list(entry) for entry in entries]
     flat = [modifier for entry in nested for modifier in entry]
     for modifier in flat:
-        _check_type("params_modifiers", modifier, (ParamsModifier,))
+        instance_of(ParamsModifier)("params_modifiers", modifier)
     if len(nested) == len(counts) and all(
         len(own) in (1, count) for own, count in zip(nested, counts, strict=True)
     ):
@@ -199,11 +202,6 @@ def _spread(given: _Modifiers | None, counts: list[int]) -> list[Sequence[Params
         f"params_modifiers has {len(flat)} entries but there are {sum(counts)} block lists in {len(counts)} "
         "transformers; give one for each list, one for each transformer, or one for all."
     )
-
-
-def _check_type(name: str, value: Any, kinds: tuple[type, ...]) -> None:
-    if value is not None and not isinstance(value, kinds):
-        raise ConfigTypeError(f"{name} is a {type(value).__name__}; give a {kinds[0].__name__}.")
 
 
 def _reject(function: str, unknown: dict[str, Any], known: Sequence[str]) -> None:

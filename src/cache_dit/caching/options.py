@@ -56,6 +56,16 @@ def one_of(*allowed: str) -> _Check:
     return check
 
 
+def instance_of(*kinds: type) -> _Check:
+    """An object of one of these classes."""
+
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, kinds):
+            raise ConfigTypeError(f"{name} is of type {type(value).__name__}; give a {kinds[0].__name__}.")
+
+    return check
+
+
 def optional(check: _Check) -> _Check:
     """None, or what `check` takes."""
 

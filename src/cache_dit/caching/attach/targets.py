@@ -36,15 +36,38 @@ def transformers_of(target: Any) -> list[nn.Module]:
         UnsupportedModelError: It is no pipeline, transformer or adapter, or has no known transformer.
     """
     if isinstance(target, BlockAdapter):
-        if target.transformer is None:
-            return transformers_of(target.pipe)
         given = target.transformer
-        models = [given] if isinstance(given, nn.Module) else list(given)
+        if given is None:
+            own = getattr(target.pipe, "transformer", None)
+            declared = target.blocks is not None or (target.auto and row_of(type(own)) is None)
+            if not declared or not isinstance(own, nn.Module):
+                return transformers_of(target.pipe)
+            given = own
+        models = [given] if isinstance(given, nn.Module) else given
+        if not isinstance(models, (list, tuple)) or not all(isinstance(one, nn.Module) for one in models):
+            raise ConfigError(
+                f"BlockAdapter: transformer is of type {type(given).__name__}; give one nn.Module or a list."
+            )
     elif isinstance(target, nn.Module):
         models = [target]
     else:
         models = _known_components(target)
     return [uncompiled(model) for model in models]
+
+
+def cached_models(target: Any) -> list[nn.Module]:
+    """The transformers of a target that are cached, or all that it means where none is.
+
+    Raises:
+        UnsupportedModelError: It is no pipeline, transformer or adapter, or has no known transformer.
+    """
+    models = transformers_of(declared_by(target))
+    return [model for model in models if attachment_of(model) is not None] or models
+
+
+def declared_by(target: Any) -> Any:
+    """The adapter of a pipeline for which a user registered one, or the target itself."""
+    return target if isinstance(target, nn.Module) else adapter_of(target) or target
 
 
 def adapter_of(target: Any) -> BlockAdapter | None:
@@ -93,8 +116,8 @@ def _known_components(pipe: Any) -> list[nn.Module]:
     if "transformer" in modules:
         raise _unknown(modules["transformer"])
     raise UnsupportedModelError(
-        f"enable_cache got a {type(pipe).__name__}, which is no transformer (nn.Module), no BlockAdapter and "
-        "no pipeline with a known transformer. Give a diffusers pipeline, its transformer, or "
+        f"An object of type {type(pipe).__name__} is no transformer (nn.Module), no BlockAdapter and no "
+        "pipeline with a known transformer. Give a diffusers pipeline, its transformer, or "
         "cache_dit.BlockAdapter(transformer=..., blocks=..., forward_pattern=...)."
     )
 
@@ -143,13 +166,16 @@ def _per_model(name: str, given: Any, count: int, several: bool) -> list[Any]:
         return list(given)
     if given is None or isinstance(given, ForwardPattern):
         return [given] * count
-    size = f"has {len(given)} entries" if isinstance(given, (list, tuple)) else f"is a {type(given).__name__}"
+    known = isinstance(given, (list, tuple))
+    size = f"has {len(given)} entries" if known else f"is of type {type(given).__name__}"
     raise ConfigError(f"BlockAdapter: {name} {size} but transformer has {count}; give one entry for each.")
 
 
 def _lists_by_hand(model: nn.Module, blocks: Any, patterns: Any) -> Lists:
     chosen = _patterns(patterns)
     given = _discover(model, chosen) if blocks is None else _lists(blocks)
+    if len({block for members in given for block in members}) < sum(map(len, given)):
+        raise ConfigError("BlockAdapter: blocks names a block twice; give every block list once.")
     if len(chosen) == 1:
         chosen = chosen * len(given)
     if len(chosen) != len(given):
@@ -182,8 +208,8 @@ def _lists(blocks: Any) -> list[tuple[nn.Module, ...]]:
     lists = [blocks] if _is_list(blocks) else blocks
     if not isinstance(lists, (list, tuple)) or not lists or not all(_is_list(members) for members in lists):
         raise ConfigError(
-            f"BlockAdapter: blocks is a {type(blocks).__name__}; give a ModuleList of at least one block, or "
-            "a list of several."
+            f"BlockAdapter: blocks is of type {type(blocks).__name__}; give a ModuleList of at least one "
+            "block, or a list of several."
         )
     return [tuple(members) for members in lists]
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
 from cache_dit.caching.forward_pattern import ForwardPattern
-from cache_dit.caching.options import Options, Override, options
+from cache_dit.caching.options import Options, Override, instance_of, option, optional, options
 
 
 @options
@@ -21,8 +21,12 @@ class ParamsModifier(Options):
         calibrator_config: A calibrator for this list; None: the shared one.
     """
 
-    cache_config: BasicCacheConfig | Override | None = None
-    calibrator_config: CalibratorConfig | Override | None = None
+    cache_config: BasicCacheConfig | Override | None = option(
+        optional(instance_of(BasicCacheConfig, Override)), default=None
+    )
+    calibrator_config: CalibratorConfig | Override | None = option(
+        optional(instance_of(CalibratorConfig, Override)), default=None
+    )
 
 
 Blocks = nn.ModuleList | Sequence[nn.Module]
