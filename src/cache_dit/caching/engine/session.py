@@ -24,11 +24,12 @@ from cache_dit.errors import ConfigError
 class RunState:
     """Everything that one request keeps for one transformer."""
 
-    __slots__ = ("branches", "changes", "clock", "record", "total")
+    __slots__ = ("branches", "changes", "clock", "first", "record", "total")
 
     def __init__(self, clock: Clock, total: int | None) -> None:
         self.clock = clock
         self.total = total
+        self.first: str | int | None = None
         self.branches: dict[str | int, list[SegmentState]] = {}
         self.changes: dict[int, float | None] = {}
         self.record = RunRecord(total_steps=total)
@@ -174,8 +175,9 @@ class Session:
 
     def _share(self, state: RunState, tick: Tick, runs: list[SegmentRun]) -> None:
         """Let later branches of a step take over what its first branch measured."""
-        first = next(iter(state.branches))
-        if not self.plan.share_change or tick.branch == first:
+        if state.first is None:
+            state.first = tick.branch
+        if not self.plan.share_change or tick.branch == state.first:
             return
         for number, run in enumerate(runs):
             run.change = state.changes.get(number)

@@ -39,11 +39,11 @@ class SegmentState:
         """
         shapes = tuple(getattr(value, "shape", None) for value in entry)
         inference = torch.is_inference_mode_enabled()
-        if self.ready and (shapes != self._shapes or inference != self._inference):
+        changed = self.ready and (shapes != self._shapes or inference != self._inference)
+        if changed:
             self.forget()
-            return False
         self._shapes, self._inference = shapes, inference
-        return True
+        return not changed
 
     def observe(self, step: int, entry: tuple[Any, ...], output: Any) -> None:
         """Take in what left the segment on a computed step.
