@@ -50,9 +50,10 @@ def draw_pictures(result: Comparison, path: Path) -> Path:
     samples = result.samples[:_MOST]
     bands = [samples[start : start + _COLUMNS] for start in range(0, len(samples), _COLUMNS)]
     factor = _amplification(samples)
-    columns = max(4, len(bands[0]))
-    left, side, head, foot, title = 0.95, 1.5, 0.6, 0.32, 0.6
-    width, height = left + columns * side + 0.15, title + len(bands) * (head + 3 * side + foot)
+    side = 1.5 if len(bands[0]) > 4 else 2.0
+    left, head, foot, title = 0.95, 0.6, 0.32, 0.78
+    width = max(7.0, left + len(bands[0]) * side + 0.15)
+    height = title + len(bands) * (head + 3 * side + foot)
     with _figure(width, height) as figure:
         _title(figure, result, height, len(samples))
         for number, band in enumerate(bands):
@@ -70,7 +71,7 @@ def draw_pictures(result: Comparison, path: Path) -> Path:
                     axes.set(xticks=[], yticks=[])
                     axes.spines[:].set(visible=True, color="#cccccc", linewidth=0.6)
                 middle = (x + (side - 0.06) / 2) / width
-                caption = "\n".join(textwrap.wrap(sample.prompt, 21))
+                caption = "\n".join(textwrap.wrap(sample.prompt, round(14 * side)))
                 figure.text(middle, (top + 0.06) / height, caption, ha="center", va="bottom", fontsize=8)
                 figure.text(
                     middle,
@@ -95,7 +96,7 @@ def draw_steps(result: Comparison, path: Path) -> Path:
     """
     branches = result.samples[0].branches
     strip = max(0.8, min(3.0, 0.16 * len(result.samples)))
-    width, height = max(7.0, 5.2 * len(branches) + 0.6), 4.6 + strip
+    width, height = max(7.0, 5.2 * len(branches) + 0.6), 4.8 + strip
     with _figure(width, height) as figure:
         _title(figure, result, height, len(result.samples))
         grid = figure.add_gridspec(
@@ -104,7 +105,7 @@ def draw_steps(result: Comparison, path: Path) -> Path:
             height_ratios=(2.6, strip),
             left=0.85 / width,
             right=1 - 0.2 / width,
-            top=1 - 1.3 / height,
+            top=1 - 1.5 / height,
             bottom=0.55 / height,
             hspace=0.12,
             wspace=0.08,
@@ -128,7 +129,7 @@ def draw_steps(result: Comparison, path: Path) -> Path:
                 figure.legend(
                     *curves.get_legend_handles_labels(),
                     loc="upper left",
-                    bbox_to_anchor=(0.72 / width, 1 - 0.62 / height),
+                    bbox_to_anchor=(0.72 / width, 1 - 0.8 / height),
                     ncols=5,
                     frameon=False,
                 )
@@ -212,21 +213,24 @@ def _score(sample: Sample) -> str:
 
 def _title(figure: Any, result: Comparison, height: float, drawn: int) -> None:
     guidance = f", guidance {result.cfg:g}" if len(result.samples[0].branches) > 1 else ""
-    psnr, count = result.psnr, len(result.samples)
+    count, fewer = len(result.samples), result.fewer_steps
     part = f"; {drawn} of {count} pictures are shown" if drawn < count else ""
-    quality = (
-        "every picture equal"
-        if min(psnr) == float("inf")
-        else f"PSNR {statistics.fmean(psnr):.1f} dB on average, {min(psnr):.1f} dB at worst"
-    )
-    figure.text(0.012, 1 - 0.12 / height, result.config, fontsize=11, weight="bold", va="top")
-    figure.text(
-        0.012,
-        1 - 0.38 / height,
+    lines = (
         f"{result.steps} steps{guidance}: {result.flops:.0%} of the FLOPs, "
-        f"{result.speedup.median:.2f}× as fast, {quality}{part}",
-        va="top",
+        f"{result.speedup.median:.2f}× as fast, {_quality(result.psnr)}{part}",
+        f"control, {fewer.steps} steps without cache: {fewer.steps / result.steps:.0%} of the FLOPs, "
+        f"{_quality(fewer.psnr)}",
     )
+    size = min(11.0, 88 * figure.get_figwidth() / len(result.config))  # a long name is a small one
+    figure.text(0.012, 1 - 0.12 / height, result.config, fontsize=size, weight="bold", va="top")
+    for number, (line, colour) in enumerate(zip(lines, (_INK, "#666666"), strict=True)):
+        figure.text(0.012, 1 - (0.37 + 0.2 * number) / height, line, color=colour, va="top")
+
+
+def _quality(psnr: Sequence[float]) -> str:
+    if min(psnr) == float("inf"):
+        return "every picture equal"
+    return f"PSNR {statistics.fmean(psnr):.1f} dB on average, {min(psnr):.1f} dB at worst"
 
 
 @contextmanager
