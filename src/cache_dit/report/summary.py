@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,7 +60,7 @@ def strify(target: Any) -> str:
         return target.strify()
     if isinstance(target, CacheStats):
         return f"{target.config}_S{len(target.cached_steps)}"
-    if isinstance(target, Sequence):
+    if isinstance(target, (list, tuple)):
         return "+".join(strify(entry) for entry in target)
     return "+".join(attached.strify() for attached in attachments_of(target))
 
