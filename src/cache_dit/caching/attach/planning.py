@@ -75,8 +75,8 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
             )
         )
     shared = settings[0].cache
-    mask = shared.steps_computation_mask
-    checked = mask is not None and shared.force_refresh_step_hint is None and not shares_run
+    masks = [setting.cache.steps_computation_mask for setting in settings]
+    checked = shared.force_refresh_step_hint is None and not shares_run
     separate = shared.enable_separate_cfg
     return Plan(
         segments=tuple(segments),
@@ -88,7 +88,7 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
         refresh_repeats=shared.force_refresh_step_policy == "repeat",
         total_steps=shared.num_inference_steps,
         shares_run=shares_run,
-        mask_length=len(mask) if checked and mask is not None else None,
+        mask_lengths=frozenset(len(mask) for mask in masks if mask is not None and checked),
     )
 
 

@@ -78,7 +78,7 @@ class Plan:
         refresh_repeats: Start again at every multiple of `refresh_step`.
         total_steps: Steps of a run where nothing else tells; None for unknown.
         shares_run: Several transformers take turns in a run, so its length is not the length of this one's.
-        mask_length: Length of the steps mask, to be held against the run; None: no mask or nothing to check.
+        mask_lengths: Lengths of the steps masks, to be held against the run; none: nothing to check.
     """
 
     segments: tuple[Segment, ...]
@@ -90,7 +90,7 @@ class Plan:
     refresh_repeats: bool = False
     total_steps: int | None = None
     shares_run: bool = False
-    mask_length: int | None = None
+    mask_lengths: frozenset[int] = frozenset()
     slots: dict[nn.Module, Slot] = field(init=False)
 
     def __post_init__(self) -> None:

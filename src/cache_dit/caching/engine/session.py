@@ -113,12 +113,12 @@ class Session:
         if total is None and timeline is not None and not self.plan.shares_run:
             total = timeline.total_steps()
         total = total or self.plan.total_steps
-        length = self.plan.mask_length
-        if length is not None and total is not None and length != total:
-            raise ConfigError(
-                f"steps_computation_mask has {length} entries but the run has {total} steps; give "
-                f"cache_dit.steps_mask(mask_policy=..., total_steps={total}) or run {length} steps."
-            )
+        for length in self.plan.mask_lengths:
+            if total is not None and length != total:
+                raise ConfigError(
+                    f"steps_computation_mask has {length} entries but the run has {total} steps; give "
+                    f"cache_dit.steps_mask(mask_policy=..., total_steps={total}) or run {length} steps."
+                )
         state = RunState(Clock(self.plan.calls_per_step, strict=request.implicit), total)
         self.latest = state.record
         self.example = tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), (args, kwargs))
