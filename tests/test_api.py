@@ -431,6 +431,18 @@ def test_transformer_only() -> None:
     assert all(map(torch.equal, first, second))
 
 
+def test_what_is_kept_is_freed_at_the_end_of_a_run() -> None:
+    model = enable_cache(QWEN_IMAGE.build(), CONFIG)
+    kept = []
+    with Request(3) as request:
+        for seed in range(3):
+            output_of(model, QWEN_IMAGE.inputs(seed))
+            (state,) = request.states.values()
+            kept.append(len(state.branches))
+    assert decisions(model) == "CCS"
+    assert kept == [1, 1, 0]
+
+
 def test_refresh_context_begins_a_run_of_another_length() -> None:
     model = enable_cache(QWEN_IMAGE.build(), dataclasses.replace(CONFIG, num_inference_steps=4))
     first = loop(model, 4)
@@ -719,6 +731,16 @@ def test_mask_of_another_length_than_the_request() -> None:
     model = enable_cache(DIT.build(), dataclasses.replace(CONFIG, steps_computation_mask=[1, 0]))
     with Request(3), pytest.raises(ConfigError, match="has 2 entries but the run has 3 steps"):
         output_of(model, DIT.inputs(0))
+
+
+def test_mask_of_the_second_list_is_held_against_the_run_too() -> None:
+    modifiers = [
+        ParamsModifier(),
+        ParamsModifier(cache_config=DBCacheConfig().reset(steps_computation_mask=[1, 0])),
+    ]
+    model = enable_cache(FLUX.build(), CONFIG, params_modifiers=modifiers)
+    with Request(3), pytest.raises(ConfigError, match="has 2 entries but the run has 3 steps"):
+        output_of(model, FLUX.inputs(0))
 
 
 # --- wrong patterns ---
