@@ -18,8 +18,10 @@ def verdicts(gate: ResidualGate, changes: Sequence[float]) -> list[Verdict]:
     """Run a gate as the engine does: a change is measured only when the gate asks for it."""
     state, made = gate.init(), []
     for step, change in enumerate(changes):
-        verdict = gate.decide(state, step) or gate.decide(state, step, change)
-        assert verdict is not None
+        verdict = gate.decide(state, step)
+        if verdict is None and state.reference is not None:
+            verdict = gate.decide(state, step, change)
+        verdict = verdict or Verdict(False, Reason.NO_HISTORY)
         state = gate.advance(state, verdict, torch.ones(1))
         made.append(verdict)
     return made
