@@ -30,6 +30,7 @@ class SegmentRun:
     """One segment in one forward.
 
     Attributes:
+        segment: Its plan.
         skipping: The blocks inside hand their inputs through; read by every block call.
         verdict: The decision, once the segment was entered.
         observes: The values of this step may be needed by a later one.
@@ -52,6 +53,7 @@ class SegmentRun:
         "flow",
         "keeps_signal",
         "observes",
+        "segment",
         "skipping",
         "verdict",
     )
@@ -59,6 +61,7 @@ class SegmentRun:
     def __init__(
         self, state: SegmentState, step: int, known: Verdict | None, leader: SegmentRun | None
     ) -> None:
+        self.segment: Segment = state.segment
         self._state = state
         self._step = step
         self._known = known
@@ -74,11 +77,6 @@ class SegmentRun:
         self.keeps_signal = True
         self.change: float | None = None
         self.flow: FlowCheck | None = None
-
-    @property
-    def segment(self) -> Segment:
-        """The plan of this segment."""
-        return self._state.segment
 
     @property
     def idle(self) -> bool:

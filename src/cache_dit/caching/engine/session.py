@@ -199,12 +199,15 @@ class Session:
             current_frame.reset(token)
 
     def _note(self, state: RunState, tick: Tick, label: str, runs: list[SegmentRun]) -> None:
+        grown = False
         for number, run in enumerate(runs):
             verdict = run.settle()
+            grown = grown or (run.observes and not verdict.skip)
             state.changes[number] = verdict.change
             state.record.steps.append(StepRecord(label, tick.step, number, verdict))
-        kept = [segment.tensors() for branch in state.branches.values() for segment in branch]
-        state.record.state_bytes = max(state.record.state_bytes, tensor_bytes(kept))
+        if grown:
+            kept = [segment.tensors() for branch in state.branches.values() for segment in branch]
+            state.record.state_bytes = max(state.record.state_bytes, tensor_bytes(kept))
 
     def _label(self, branch: str | int) -> str:
         if isinstance(branch, str):
