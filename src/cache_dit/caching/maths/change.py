@@ -12,7 +12,8 @@ def relative_l1(current: Tensor, reference: Tensor) -> float:
     """Return `mean|current - reference| / mean|reference|` over two tensors of one shape.
 
     Sums run in float32, or in float64 for such tensors: a bfloat16 sum keeps 8 bits, too few to compare
-    with a threshold. Both sums travel to the host together, so this is the one synchronisation of a dynamic step.
+    with a threshold. Both sums travel to the host together, so this is the one synchronisation of a dynamic
+    step.
     A NaN stays NaN, which no threshold admits; an all-zero reference gives 0 for an equal tensor, else inf.
     """
     change = current - reference
