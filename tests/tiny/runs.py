@@ -59,7 +59,7 @@ class Denoising:
         """The forward of one branch at the current step."""
         name = self.branches[place]
         named = self.model.cache_context(name) if name else contextlib.nullcontext()
-        timestep = torch.full((len(self.latents),), self.time(self.step))
+        timestep = torch.full((len(self.latents),), self.time(self.step), dtype=self.latents.dtype)
         changing = {"hidden_states": self.latents, "timestep": timestep}
         changing["encoder_hidden_states"] = self._texts[place]
         with self.request, named:
@@ -78,6 +78,12 @@ class Denoising:
         self.latents = self.latents[:1]
         self._inputs = {name: value if name in _SHARED else value[:1] for name, value in self._inputs.items()}
         self._texts = [text[:1] for text in self._texts]
+
+    def to(self, dtype: torch.dtype) -> None:
+        """Go on in another precision."""
+        self.latents = self.latents.to(dtype)
+        self._inputs = {name: value.to(dtype) for name, value in self._inputs.items()}
+        self._texts = [text.to(dtype) for text in self._texts]
 
     def finish(self) -> Tensor:
         """Take the remaining steps and return the result."""
