@@ -158,7 +158,7 @@ def _table(result: Comparison) -> Table:
     guidance = f", guidance {result.cfg:g}" if result.cfg > 1 else ""
     table = Table(
         title=f"{count} picture{'s' * (count > 1)}, {result.steps} steps{guidance}\n{result.config}",
-        caption="Time and speed: whole pictures on one thread, cached and uncached in turn; median\n"
+        caption="Time and speed: whole pictures on one thread, uncached and cached in turn; median "
         "and quartiles. PSNR and SSIM: against the uncached picture; mean and worst.",
         caption_justify="left",
     )
