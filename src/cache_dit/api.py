@@ -7,9 +7,23 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from cache_dit.caching.attach.attachment import Attachment, attachment
-from cache_dit.caching.attach.override import attachment_of, close_runs, open_runs, put_on, take_off
+from cache_dit.caching.attach.override import (
+    attachment_of,
+    close_runs,
+    open_runs,
+    put_on,
+    rebind,
+    take_off,
+)
 from cache_dit.caching.attach.planning import Lists, Setting, fitting_default
-from cache_dit.caching.attach.targets import adapter_of, cached_models, declared_by, lists_of, pipeline_of
+from cache_dit.caching.attach.targets import (
+    adapter_of,
+    cached_models,
+    compiled_of,
+    declared_by,
+    lists_of,
+    pipeline_of,
+)
 from cache_dit.caching.attach.timeline import pipeline_request
 from cache_dit.caching.block_adapters.adapter import ParamsModifier
 from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
@@ -74,6 +88,8 @@ def enable_cache(
     ]
     for attached in made:
         put_on(attached.lists.model, attached)
+    for compiled in compiled_of(pipe_or_adapter):
+        rebind(compiled)
     pipe = pipeline_of(adapter or pipe_or_adapter)
     if pipe is not None:
         open_runs(pipe, pipeline_request)
@@ -95,6 +111,8 @@ def disable_cache(pipe_or_adapter: _Target) -> _Target:
     """
     for model in cached_models(pipe_or_adapter):
         take_off(model)
+    for compiled in compiled_of(pipe_or_adapter):
+        rebind(compiled)
     pipe = pipeline_of(declared_by(pipe_or_adapter))
     if pipe is not None:
         close_runs(pipe)

@@ -66,6 +66,11 @@ def take_off(model: nn.Module) -> None:
         _restore(thing)
 
 
+def rebind(compiled: Any) -> None:
+    """Let what `torch.compile` returned call its module as it is now; it has kept the `__call__` of then."""
+    compiled._initialize()
+
+
 def open_runs(pipe: object, new_request: Callable[[Any], Request]) -> None:
     """Let every call of a pipeline instance be a request of its own."""
     if plain_class(pipe) is type(pipe):
@@ -175,7 +180,14 @@ def _pipeline_class(plain: Any, new_request: Callable[[Any], Request]) -> type:
     return _subclass(plain, __call__=__call__)
 
 
+@functools.cache
+def _engine_outside_of_compile() -> None:
+    """Keep dynamo from tracing the engine: it would compile a piece of it for every state that it is in."""
+    torch._dynamo.trace_rules.add("cache_dit.caching")
+
+
 def _outside_of_compile(function: Callable[..., Any]) -> Callable[..., Any]:
     """Keep dynamo from tracing the function itself; what it calls is compiled as usual."""
+    _engine_outside_of_compile()
     disabled: Callable[..., Any] = torch.compiler.disable(function, recursive=False)  # type: ignore[no-untyped-call]  # torch's own signature
     return disabled

@@ -35,24 +35,30 @@ def transformers_of(target: Any) -> list[nn.Module]:
     Raises:
         UnsupportedModelError: It is no pipeline, transformer or adapter, or has no known transformer.
     """
+    return [uncompiled(model) for model in _as_given(target)]
+
+
+def compiled_of(target: Any) -> list[nn.Module]:
+    """Those of the transformers that were given as what `torch.compile` returned."""
+    return [model for model in _as_given(declared_by(target)) if uncompiled(model) is not model]
+
+
+def _as_given(target: Any) -> list[nn.Module]:
     if isinstance(target, BlockAdapter):
         given = target.transformer
         if given is None:
             own = getattr(target.pipe, "transformer", None)
             declared = target.blocks is not None or (target.auto and row_of(type(own)) is None)
             if not declared or not isinstance(own, nn.Module):
-                return transformers_of(target.pipe)
+                return _as_given(target.pipe)
             given = own
         models = [given] if isinstance(given, nn.Module) else given
         if not isinstance(models, (list, tuple)) or not all(isinstance(one, nn.Module) for one in models):
             raise ConfigError(
                 f"BlockAdapter: transformer is of type {type(given).__name__}; give one nn.Module or a list."
             )
-    elif isinstance(target, nn.Module):
-        models = [target]
-    else:
-        models = _known_components(target)
-    return [uncompiled(model) for model in models]
+        return list(models)
+    return [target] if isinstance(target, nn.Module) else _known_components(target)
 
 
 def cached_models(target: Any) -> list[nn.Module]:
@@ -104,17 +110,17 @@ def lists_of(target: Any) -> list[Lists]:
 def _known_components(pipe: Any) -> list[nn.Module]:
     parts = getattr(pipe, "components", None)
     parts = parts if isinstance(parts, dict) else getattr(pipe, "__dict__", {})
-    modules = {name: uncompiled(part) for name, part in parts.items() if isinstance(part, nn.Module)}
+    modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     found = [
         module
         for module in modules.values()
         # A class without a row may have been declared by an adapter.
-        if row_of(type(module)) is not None or attachment_of(module) is not None
+        if row_of(type(uncompiled(module))) is not None or attachment_of(uncompiled(module)) is not None
     ]
     if found:
         return found
     if "transformer" in modules:
-        raise _unknown(modules["transformer"])
+        raise _unknown(uncompiled(modules["transformer"]))
     raise UnsupportedModelError(
         f"An object of type {type(pipe).__name__} is no transformer (nn.Module), no BlockAdapter and no "
         "pipeline with a known transformer. Give a diffusers pipeline, its transformer, or "
