@@ -800,3 +800,29 @@ def test_wrong_pattern_in_a_pipeline() -> None:
     with pytest.raises(PatternError, match=r"give ForwardPattern.Pattern_1"):
         FLUX_PIPELINE.call(pipe, 0, STEPS)
     assert torch.equal(FLUX_PIPELINE.call(pipe, 0, STEPS), uncached(FLUX_PIPELINE))
+
+
+def test_wrong_pattern_is_seen_where_one_block_alone_may_be_skipped() -> None:
+    model = FLUX.build()
+    blocks = model.transformer_blocks
+    enable_cache(
+        BlockAdapter(transformer=model, blocks=blocks, forward_pattern=ForwardPattern.Pattern_0),
+        DBCacheConfig(Fn_compute_blocks=len(blocks) - 1, residual_diff_threshold=0.0),
+    )
+    with pytest.raises(PatternError, match=r"give ForwardPattern.Pattern_1"):
+        output_of(model, FLUX.inputs(0))
+
+
+def test_a_pattern_without_blocks_is_not_dropped() -> None:
+    model = QWEN_IMAGE.build()
+    enable_cache(BlockAdapter(transformer=model, forward_pattern=ForwardPattern.Pattern_0))
+    with pytest.raises(PatternError, match=r"give ForwardPattern.Pattern_1"):
+        output_of(model, QWEN_IMAGE.inputs(0))
+
+
+def test_what_counts_for_the_whole_transformer_cannot_differ_between_lists() -> None:
+    model = FLUX.build()
+    second = ParamsModifier(cache_config=DBCacheConfig().reset(num_inference_steps=9))
+    with pytest.raises(ConfigError, match=r"num_inference_steps is None .* and 9 for another"):
+        enable_cache(model, params_modifiers=[ParamsModifier(), second])
+    assert type(model) is type(FLUX.build())

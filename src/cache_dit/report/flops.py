@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedFakeTensorException
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from cache_dit.caching.attach.override import plain_class
@@ -20,6 +21,10 @@ def _attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = No
 
 # torch counts 0 for its CPU attention kernel unless it is told.
 SDPA_MAPPING: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+
+
+# Counting takes as long as some real steps of a small model, so counts are kept with their model.
+_counted: WeakKeyDictionary[nn.Module, dict[Any, tuple[int, ...] | None]] = WeakKeyDictionary()
 
 
 def forward_flops(
@@ -36,14 +41,29 @@ def forward_flops(
         FLOPs of every module of the model, the model itself included, or None where the forward depends on
         values that fake tensors do not have.
     """
+    modules = tuple(model.modules())
+    leaves, structure = tree_flatten((args, kwargs))
+    inputs = (tuple(map(_kind, leaves)), str(structure), tuple(map(plain_class, modules)))
+    known = _counted.setdefault(model, {})
+    if inputs not in known:
+        known[inputs] = _count(model, args, kwargs)
+    flops = known[inputs]
+    return None if flops is None else dict(zip(modules, flops, strict=True))
+
+
+def _kind(leaf: Any) -> Any:
+    """What the count can depend on, in one argument."""
+    return (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf)
+
+
+def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...] | None:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+    def fake(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-
-            def fake(tensor: Tensor) -> Tensor:
-                made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-                return made
-
             args, kwargs = tree_map_only(Tensor, fake, (args, kwargs))
             with FlopCounterMode(display=False, custom_mapping=SDPA_MAPPING) as counter:
                 plain_class(model).__call__(model, *args, **kwargs)
@@ -51,7 +71,6 @@ def forward_flops(
         return None
     counts = counter.get_flop_counts()
     root = type(model).__name__
-    return {
-        module: sum(counts.get(f"{root}.{path}" if path else root, {}).values())
-        for path, module in model.named_modules()
-    }
+    return tuple(
+        sum(counts.get(f"{root}.{path}" if path else root, {}).values()) for path, _ in model.named_modules()
+    )

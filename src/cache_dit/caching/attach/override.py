@@ -41,7 +41,7 @@ def put_on(model: nn.Module, attached: Attachment) -> None:
     take_off(model)
     vars(model)[_ATTACHED] = attached
     _swap(model, _transformer_class(_kind(model)))
-    for block in attached.session.plan.slots:
+    for block in attached.session.plan.blocks:
         _swap(block, _block_class(_kind(block)))
 
 
@@ -54,7 +54,7 @@ def take_off(model: nn.Module) -> None:
     attached = attachment_of(model)
     if attached is None:
         return
-    swapped = (model, *attached.session.plan.slots)
+    swapped = (model, *attached.session.plan.blocks)
     covered = [thing for thing in swapped if _is_covered(thing)]
     if covered:
         raise CacheDiTError(

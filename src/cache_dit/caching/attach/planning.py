@@ -14,6 +14,16 @@ from cache_dit.caching.engine.ports import Port, Ports
 from cache_dit.caching.models.row import BlockList
 from cache_dit.errors import ConfigError, PatternError
 
+# Options that say what a forward is in its run, which cannot differ between the lists that it goes through.
+_RUN_WIDE = (
+    "enable_separate_cfg",
+    "cfg_compute_first",
+    "cfg_diff_compute_separate",
+    "num_inference_steps",
+    "force_refresh_step_hint",
+    "force_refresh_step_policy",
+)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Lists:
@@ -75,6 +85,8 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
             )
         )
     shared = settings[0].cache
+    for setting in settings[1:]:
+        _check_same_run(shared, setting.cache)
     masks = [setting.cache.steps_computation_mask for setting in settings]
     checked = shared.force_refresh_step_hint is None and not shares_run
     separate = shared.enable_separate_cfg
@@ -125,6 +137,16 @@ def _segment(lists: Lists, number: int, setting: Setting, *, start: int, tail: i
         ),
         residual=setting.calibrator.calibrator_cache_type == "residual",
     )
+
+
+def _check_same_run(shared: BasicCacheConfig, other: BasicCacheConfig) -> None:
+    for name in _RUN_WIDE:
+        first, second = getattr(shared, name), getattr(other, name)
+        if first != second:
+            raise ConfigError(
+                f"{name} is {first!r} for one block list and {second!r} for another of the same transformer, "
+                "but it counts for the whole transformer; set it in cache_config, not in a ParamsModifier."
+            )
 
 
 def _check_counts(lists: Lists, number: int, start: int, tail: int) -> None:

@@ -48,7 +48,8 @@ def _as_given(target: Any) -> list[nn.Module]:
         given = target.transformer
         if given is None:
             own = getattr(target.pipe, "transformer", None)
-            declared = target.blocks is not None or (target.auto and row_of(type(own)) is None)
+            said = target.auto or target.forward_pattern is not None
+            declared = target.blocks is not None or (said and row_of(type(own)) is None)
             if not declared or not isinstance(own, nn.Module):
                 return _as_given(target.pipe)
             given = own
@@ -96,7 +97,7 @@ def lists_of(target: Any) -> list[Lists]:
     if adapter is None:
         return [_lists_by_row(model) for model in transformers_of(target)]
     models = transformers_of(adapter)
-    if adapter.blocks is None and not adapter.auto:
+    if adapter.blocks is None and adapter.forward_pattern is None and not adapter.auto:
         return [_lists_by_row(model) for model in models]
     several = adapter.transformer is not None and not isinstance(adapter.transformer, nn.Module)
     blocks = _per_model("blocks", adapter.blocks, len(models), several)

@@ -13,7 +13,7 @@ from cache_dit.errors import PatternError
 
 
 class FlowCheck:
-    """Watches the blocks of one segment during one computed forward."""
+    """Watches the blocks of the list of one segment during one computed forward."""
 
     def __init__(self, segment: Segment) -> None:
         self._segment = segment
@@ -65,7 +65,7 @@ def wrong_form(segment: Segment, output: Any) -> PatternError:
         got, fit = f"one {type(output).__name__}", "Pattern_2 or Pattern_3"
     return PatternError(
         f"{segment.label}: blocks were declared to return {declared} but "
-        f"{type(segment.blocks[segment.start]).__name__} returned {got}; give ForwardPattern.{fit}."
+        f"{type(segment.blocks[0]).__name__} returned {got}; give ForwardPattern.{fit}."
     )
 
 

@@ -88,22 +88,12 @@ class SegmentRun:
 
     def visit(self, slot: Slot, call: BlockCall, block: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
         """Run, skip or deliver at one block; `call` is the block's own `__call__`."""
-        segment = self.segment
-        if slot.index < segment.start:
-            if self._measures():
-                self._head = segment.ports.read(args, kwargs)[segment.ports.main]
-            return call(block, *args, **kwargs)
-        if self._phase is _Phase.WAITING:
-            self._enter(args, kwargs)
-        last = slot.index == segment.stop - 1
-        if self._phase is _Phase.SKIPPING:
-            return self._skip(slot.index, last, args, kwargs)
-        if self._phase is _Phase.CLOSED:
-            raise EngineError(
-                f"{segment.label}: block {slot.index} ran again after the end of the list, in one forward; "
-                "caching needs lists that run once. Disable the cache for this model."
-            )
-        return self._compute(slot.index, last, call, block, args, kwargs)
+        if self.flow is None:
+            return self._visit(slot, call, block, args, kwargs)
+        self.flow.before(args, kwargs)
+        output = self._visit(slot, call, block, args, kwargs)
+        self.flow.after(output)
+        return output
 
     def finish(self) -> bool:
         """End the forward; False if blocks were skipped but nothing was delivered, so the output is wrong.
@@ -131,6 +121,32 @@ class SegmentRun:
             if self.segment.gate is not None:
                 self._state.gate = self.segment.gate.advance(self._state.gate, self.verdict, None)
         return self.verdict
+
+    def _visit(self, slot: Slot, call: BlockCall, block: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
+        segment = self.segment
+        if not segment.start <= slot.index < segment.stop:
+            if slot.index == 0 and self._measures():
+                self._head = segment.ports.read(args, kwargs)[segment.ports.main]
+            return call(block, *args, **kwargs)
+        if self._phase is _Phase.WAITING:
+            self._enter(args, kwargs)
+        last = slot.index == segment.stop - 1
+        if self._phase is _Phase.SKIPPING:
+            return self._skip(slot.index, last, args, kwargs)
+        if self._phase is _Phase.CLOSED:
+            raise EngineError(
+                f"{segment.label}: block {slot.index} ran again after the end of the list, in one forward; "
+                "caching needs lists that run once. Disable the cache for this model."
+            )
+        output = call(block, *args, **kwargs)
+        if self.observes and None in segment.ports.slots:
+            self._state.keep_sides(slot.index, output)
+        if last:
+            if self.observes:
+                self._state.observe(self._step, self._entry, output)
+            self._phase = _Phase.CLOSED
+            self._entry = ()
+        return output
 
     def _measures(self) -> bool:
         if not self.segment.prefixed or self.change is not None:
@@ -176,23 +192,6 @@ class SegmentRun:
             change = gate.measure(state, signal)
         verdict = None if change is None else gate.decide(state, self._step, change)
         return verdict or Verdict(False, Reason.NO_HISTORY)
-
-    def _compute(
-        self, index: int, last: bool, call: BlockCall, block: nn.Module, args: Arguments, kwargs: Keywords
-    ) -> Any:
-        if self.flow is not None:
-            self.flow.before(args, kwargs)
-        output = call(block, *args, **kwargs)
-        if self.flow is not None:
-            self.flow.after(output)
-        if self.observes and None in self.segment.ports.slots:
-            self._state.keep_sides(index, output)
-        if last:
-            if self.observes:
-                self._state.observe(self._step, self._entry, output)
-            self._phase = _Phase.CLOSED
-            self._entry = ()
-        return output
 
     def _skip(self, index: int, last: bool, args: Arguments, kwargs: Keywords) -> Any:
         ports = self.segment.ports

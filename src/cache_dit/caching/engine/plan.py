@@ -78,6 +78,8 @@ class Plan:
         refresh_repeats: Start again at every multiple of `refresh_step`.
         total_steps: Steps of a run where nothing else tells; None for unknown.
         shares_run: Several transformers take turns in a run, so its length is not the length of this one's.
+        blocks: Every block of every list with its place.
+        slots: The same for the blocks alone that a forward must visit.
         mask_lengths: Lengths of the steps masks, to be held against the run; none: nothing to check.
     """
 
@@ -91,16 +93,20 @@ class Plan:
     total_steps: int | None = None
     shares_run: bool = False
     mask_lengths: frozenset[int] = frozenset()
+    blocks: dict[nn.Module, Slot] = field(init=False)
     slots: dict[nn.Module, Slot] = field(init=False)
 
     def __post_init__(self) -> None:
+        blocks: dict[nn.Module, Slot] = {}
         slots: dict[nn.Module, Slot] = {}
         for number, segment in enumerate(self.segments):
-            if segment.prefixed:
-                slots[segment.blocks[0]] = Slot(number, 0, None)
             sided = None in segment.ports.slots
             echo = segment.ports.echo()
-            for index in range(segment.start, segment.stop):
-                visited = sided or index == segment.stop - 1
-                slots[segment.blocks[index]] = Slot(number, index, None if visited else echo)
+            for index, block in enumerate(segment.blocks):
+                inside = segment.start <= index < segment.stop
+                visited = sided or not inside or index == segment.stop - 1
+                blocks[block] = Slot(number, index, None if visited else echo)
+                if inside or (index == 0 and segment.prefixed):
+                    slots[block] = blocks[block]
+        object.__setattr__(self, "blocks", blocks)
         object.__setattr__(self, "slots", slots)

@@ -192,7 +192,9 @@ class Session:
     ) -> Any:
         if all(run.idle for run in runs):
             return call(model, *args, **kwargs)
-        token = current_frame.set(Frame(self.plan.slots, runs))
+        # The first forward visits every block, to check the declared data flow.
+        slots = self.plan.slots if self._verified else self.plan.blocks
+        token = current_frame.set(Frame(slots, runs))
         try:
             return call(model, *args, **kwargs)
         finally:
