@@ -109,10 +109,12 @@ def disable_cache(pipe_or_adapter: _Target) -> _Target:
         UnsupportedModelError: The object is no pipeline, transformer or adapter.
         CacheDiTError: Something else has wrapped the model since.
     """
+    # Found first: a pipeline's transformer that an adapter declared is known only while it is cached.
+    compiled = compiled_of(pipe_or_adapter)
     for model in cached_models(pipe_or_adapter):
         take_off(model)
-    for compiled in compiled_of(pipe_or_adapter):
-        rebind(compiled)
+    for model in compiled:
+        rebind(model)
     pipe = pipeline_of(declared_by(pipe_or_adapter))
     if pipe is not None:
         close_runs(pipe)
