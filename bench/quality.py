@@ -109,7 +109,7 @@ def cached_rows(runner: Runner, steps: int, warmup: int) -> list[Row]:
                 cached, fast = runner.picture(place, steps)
                 saved = cache_dit.summary(runner.pipe, logging=False)[0].flops_saved or 0.0
                 cache_dit.disable_cache(runner.pipe)
-                scores.append(psnr(cached, full))
+                scores.append(psnr(cached, full, data_range=1.0))
                 fractions.append(1.0 - saved)
                 walls.append(fast / slow)
             rows.append(_row(steps, threshold, name, fractions, scores, walls))
@@ -126,7 +126,7 @@ def fewer_steps(runner: Runner, steps: int, fractions: list[float]) -> list[Row]
         for place in range(len(runner.prompts)):
             full, slow = runner.picture(place, steps)
             short, fast = runner.picture(place, count)
-            scores.append(psnr(short, full))
+            scores.append(psnr(short, full, data_range=1.0))
             walls.append(fast / slow)
         rows.append(_row(steps, None, f"{count} steps", [count / steps], scores, walls))
         print(_line(rows[-1]), flush=True)
