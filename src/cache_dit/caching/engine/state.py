@@ -123,12 +123,8 @@ class SegmentState:
 
 
 def _reusable(spare: Tensor, value: Tensor) -> bool:
-    return (
-        spare.shape == value.shape
-        and spare.dtype == value.dtype
-        and spare.device == value.device
-        and spare.stride() == value.stride()
-    )
+    # Strides do not matter: a stream is often a part of a larger tensor, and what is kept of it is not.
+    return spare.shape == value.shape and spare.dtype == value.dtype and spare.device == value.device
 
 
 def _detached(value: Any) -> Any:
