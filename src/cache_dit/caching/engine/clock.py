@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+_MOST_BRANCHES = 8
+"""Unannounced calls at one timestep beyond this are no branches of one step but forwards without a run."""
+
 
 class Tick(NamedTuple):
     """The place of one forward in its run."""
@@ -82,6 +85,8 @@ class Clock:
             if self.strict and marked and self.step >= 0 and advance != moved:
                 return None
         if not advance:
+            if self.strict and calls is None and self.ordinal + 1 >= _MOST_BRANCHES:
+                return None
             self.ordinal += 1
             return Tick(self.ordinal, self.step)
         if self.step == 0:
