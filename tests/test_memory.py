@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny.models import FLUX
+from tiny.models import FLUX, output_of
 from tiny.pipelines import CHROMA_PIPELINE, FLUX_TRUE_CFG, WAN_TWO_TRANSFORMERS, TinyPipeline
 from tiny.runs import Denoising, decisions
 from torch import Tensor
@@ -118,6 +118,13 @@ def test_no_growth_over_many_bare_runs(kept: Kept) -> None:
         Denoising(model, seed, 4).finish()
     assert len(kept.states) == states
     assert live_tensors() == before
+
+
+def test_no_growth_over_forwards_at_one_timestep(kept: Kept) -> None:
+    model = cached(FLUX.build())
+    for _ in range(50):
+        output_of(model, FLUX.inputs(0))
+    assert len(kept.states) <= 2 * 8
 
 
 @pytest.mark.parametrize(("steps", "computed"), [(6, 3), (3, 2)])
