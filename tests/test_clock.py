@@ -108,3 +108,15 @@ def test_two_clocks_do_not_know_each_other() -> None:
     assert ticks(first, [("cond", 9), ("cond", 8)])[-1] == ("cond", 1)
     assert second.tick("cond", 9) == ("cond", 0)
     assert steps(Clock(), [3]) == "0.0"
+
+
+def certainty(clock: Clock, markers: Iterable[int]) -> list[bool]:
+    return [clock.tick(None, marker) is not None and clock.certain for marker in markers]
+
+
+def test_the_second_step_after_several_unnamed_calls_is_uncertain_where_nobody_announces_runs() -> None:
+    twice, once = (9, 9, 8, 8, 7, 7), (9, 8, 7)
+    assert certainty(Clock(strict=True), twice) == [True, True, False, False, True, True]
+    assert all(certainty(Clock(), twice))
+    assert all(certainty(Clock(calls_per_step=2, strict=True), twice))
+    assert all(certainty(Clock(strict=True), once))

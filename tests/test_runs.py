@@ -515,3 +515,14 @@ def test_dynamic_decision_runs_first_and_last_blocks_on_skipped_steps(first: int
     assert computed < STEPS
     assert double == [STEPS] * first + [computed] * (6 - first)
     assert single == [computed] * (5 - last) + [STEPS] * last
+
+
+def test_a_run_dropped_after_one_call_leaves_nothing_to_forecast_from() -> None:
+    model = FLUX.build()
+    config = DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=1, residual_diff_threshold=1.0)
+    cache_dit.enable_cache(model, config)
+    Denoising(model, 1).advance()
+    successor = Denoising(model, 0)
+    successor.advance()
+    successor.advance()
+    assert set(decisions(model)) == {"C"}

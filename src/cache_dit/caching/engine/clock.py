@@ -40,6 +40,16 @@ class Clock:
     counts: dict[str, int] = field(default_factory=dict)
     names_of_step: set[str] = field(default_factory=set)
 
+    @property
+    def certain(self) -> bool:
+        """Whether the forward counted last is in this run for certain.
+
+        Two unnamed calls at the first timestep are two branches, or a run that was dropped after one call
+        and its successor. The second step tells, when it is over.
+        """
+        several = self.first_step_calls is not None and self.first_step_calls > 1
+        return not (self.strict and self.calls_per_step is None and self.step == 1 and several)
+
     def tick(self, name: str | None, marker: Any) -> Tick | None:
         """Count one forward; None when it cannot belong to this run, so a new one has begun.
 

@@ -77,7 +77,7 @@ class Session:
         if restart or tick.branch not in state.branches:
             state.branches[tick.branch] = [SegmentState(segment) for segment in self.plan.segments]
         segments = state.branches[tick.branch]
-        runs = self._runs(state, segments, step, forced=False)
+        runs = self._runs(state, segments, step, forced=None if state.clock.certain else Reason.UNCERTAIN)
         self._share(state, tick, runs)
         output = self._call(runs, call, model, args, kwargs)
         # Every run is ended, so no short cut.
@@ -86,7 +86,7 @@ class Session:
             # Blocks were skipped but the last of them never ran: compute this forward after all.
             for run in runs:
                 run.rewind()
-            runs = self._runs(state, segments, step, forced=True)
+            runs = self._runs(state, segments, step, forced=Reason.INCOMPLETE)
             output = self._call(runs, call, model, args, kwargs)
             for run in runs:
                 run.finish()
@@ -148,15 +148,15 @@ class Session:
         return local, local == 0
 
     def _runs(
-        self, state: RunState, segments: list[SegmentState], step: int, *, forced: bool
+        self, state: RunState, segments: list[SegmentState], step: int, *, forced: Reason | None
     ) -> list[SegmentRun]:
         runs: list[SegmentRun] = []
         for kept in segments:
             segment = kept.segment
             leader = None if segment.gate is not None else runs[segment.leader]
             known: Verdict | None = None
-            if forced:
-                known, leader = Verdict(False, Reason.INCOMPLETE), None
+            if forced is not None:
+                known, leader = Verdict(False, forced), None
             elif segment.gate is not None:
                 known = segment.gate.decide(kept.gate, step)
             run = SegmentRun(kept, step, known, leader)
