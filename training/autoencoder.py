@@ -144,7 +144,7 @@ def write_log(path: Path, rows: list[tuple[object, ...]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     header = [] if path.exists() else [("step", "loss", "seconds")]
     with path.open("a", newline="") as file:
-        csv.writer(file).writerows([*header, *rows])
+        csv.writer(file, lineterminator="\n").writerows([*header, *rows])
 
 
 @torch.inference_mode()

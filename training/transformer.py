@@ -224,7 +224,7 @@ def worker(rank: int, world: int, data: Path, out: Path, recipe: Recipe, compile
 def log_row(path: Path, run: Run, batch: int, loss: float, factor: float) -> None:
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         if new:
             writer.writerow(("step", "samples", "loss", "lr_factor", "seconds"))
         writer.writerow((run.step, run.step * batch, f"{loss:.5f}", f"{factor:.4f}", f"{run.seconds:.0f}"))
