@@ -5,11 +5,9 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +19,29 @@ import cache_dit
 RESULTS = Path(__file__).parent / "results"
 
 
-Setting = Callable[[], AbstractContextManager[Any]]
+def paired(
+    base: Sequence[Callable[[], Any]], other: Sequence[Callable[[], Any]], rounds: int
+) -> tuple[float, float, list[float]]:
+    """Time two sequences of calls step by step, each step of one next to the same step of the other.
 
+    On a machine that is not quiet, spikes hit single calls: so the time of a sequence is the sum over its
+    steps of each step's fastest round, as `timeit` advises, and the spread is given beside it.
 
-def interleaved(
-    run: Callable[[], Any], settings: Mapping[str, Setting], rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of `run` under every setting, in every round.
-
-    Entering and leaving a setting is not timed. The order turns by one each round, so no place is favoured.
+    Returns:
+        Seconds of `base` and of `other`, and their ratio within every round, for the spread.
     """
-    names = list(settings)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    times: tuple[list[list[float]], list[list[float]]] = ([], [])
     for number in range(rounds):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
-            with settings[name]():
+        for kept in times:
+            kept.append([])
+        for pair in zip(base, other, strict=True):
+            for place in (0, 1) if number % 2 == 0 else (1, 0):
                 start = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def ratios(seconds: Mapping[str, list[float]], name: str, base: str) -> tuple[float, float, float]:
-    """Median, first and third quartile of the ratio `name` / `base`, taken within each round."""
-    pairs = [mine / other for mine, other in zip(seconds[name], seconds[base], strict=True)]
-    low, middle, high = statistics.quantiles(pairs, n=4)
-    return middle, low, high
+                pair[place]()
+                times[place][-1].append(time.perf_counter() - start)
+    seconds = [sum(min(step) for step in zip(*kept, strict=True)) for kept in times]
+    ratios = [sum(mine) / sum(theirs) for theirs, mine in zip(*times, strict=True)]
+    return seconds[0], seconds[1], ratios
 
 
 def environment() -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -83,7 +84,8 @@ class TaylorSeer:
         # f[new, s_0 .. s_j] = (f[new, s_0 .. s_{j-1}] - f[s_0 .. s_j]) / (new - s_j), each in the memory
         # of the row it replaces; the oldest row of a full ladder is not needed (see `spare`).
         for node, old in zip(state.nodes[: self.order], state.rows[: self.order], strict=True):
-            rows.append(old.neg_().add_(rows[-1]).div_(step - node))
+            difference = torch.sub(rows[-1], old, out=old)
+            rows.append(difference if step - node == 1 else difference.div_(step - node))
         return Ladder((step, *state.nodes[: self.order]), tuple(rows))
 
     def predict(self, state: Ladder, step: int) -> Tensor:
