@@ -176,8 +176,8 @@ def main() -> None:
             f"**{skipped / empty:.2f}x**.",
             "",
             f"The demo model: the {given.steps} transformer forwards of a run, replayed, Taylor order 1, "
-            "F1B0. Every forward is timed next to the same one of an uncached copy; seconds are sums over the "
-            "steps of their fastest rounds, quartiles those of the ratio within each round. Realised/ideal is "
+            "F1B0. Every forward is timed next to the same one of an uncached copy; seconds are sums over "
+            "the steps of their fastest rounds, quartiles those of the ratio in a round. Realised/ideal is "
             "the FLOPs fraction over the ratio.",
             "",
             "| batch | setting | uncached, s | s | ratio | quartiles | FLOPs fraction | realised/ideal |",
