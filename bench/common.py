@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,31 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def paired(
-    base: Sequence[Callable[[], Any]], other: Sequence[Callable[[], Any]], rounds: int
+    calls: Sequence[Callable[[], Any]], setting: Callable[[], AbstractContextManager[Any]], rounds: int
 ) -> tuple[float, float, list[float]]:
-    """Time two sequences of calls step by step, each step of one next to the same step of the other.
+    """Time a sequence of calls without and with a setting, in turn.
 
     On a machine that is not quiet, spikes hit single calls: so the time of a sequence is the sum over its
-    steps of each step's fastest round, as `timeit` advises, and the spread is given beside it.
+    calls of each call's fastest round, as `timeit` advises, and the spread is given beside it. Entering and
+    leaving the setting is not timed.
 
     Returns:
-        Seconds of `base` and of `other`, and their ratio within every round, for the spread.
+        Seconds without and with the setting, and their ratio within every round, for the spread.
     """
-    times: tuple[list[list[float]], list[list[float]]] = ([], [])
+    times: dict[bool, list[list[float]]] = {False: [], True: []}
     for number in range(rounds):
-        for kept in times:
-            kept.append([])
-        for pair in zip(base, other, strict=True):
-            for place in (0, 1) if number % 2 == 0 else (1, 0):
-                start = time.perf_counter()
-                pair[place]()
-                times[place][-1].append(time.perf_counter() - start)
-    seconds = [sum(min(step) for step in zip(*kept, strict=True)) for kept in times]
-    ratios = [sum(mine) / sum(theirs) for theirs, mine in zip(*times, strict=True)]
-    return seconds[0], seconds[1], ratios
+        for on in (False, True) if number % 2 == 0 else (True, False):
+            with setting() if on else nullcontext():
+                times[on].append([_seconds(call) for call in calls])
+    without, under = (sum(min(call) for call in zip(*times[on], strict=True)) for on in (False, True))
+    ratios = [sum(mine) / sum(theirs) for theirs, mine in zip(times[False], times[True], strict=True)]
+    return without, under, ratios
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def environment() -> str:
