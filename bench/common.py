@@ -8,7 +8,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +20,26 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def paired(
-    calls: Sequence[Callable[[], Any]], setting: Callable[[], AbstractContextManager[Any]], rounds: int
+    base: Sequence[Callable[[], Any]], other: Sequence[Callable[[], Any]], rounds: int
 ) -> tuple[float, float, list[float]]:
-    """Time a sequence of calls without and with a setting, in turn.
+    """Time two sequences of calls, each call of one right next to the same call of the other.
 
     On a machine that is not quiet, spikes hit single calls: so the time of a sequence is the sum over its
-    calls of each call's fastest round, as `timeit` advises, and the spread is given beside it. Entering and
-    leaving the setting is not timed.
+    calls of each call's fastest round, as `timeit` advises, and the spread is given beside it.
 
     Returns:
-        Seconds without and with the setting, and their ratio within every round, for the spread.
+        Seconds of `base` and of `other`, and their ratio within every round, for the spread.
     """
-    times: dict[bool, list[list[float]]] = {False: [], True: []}
+    times: tuple[list[list[float]], list[list[float]]] = ([], [])
     for number in range(rounds):
-        for on in (False, True) if number % 2 == 0 else (True, False):
-            with setting() if on else nullcontext():
-                times[on].append([_seconds(call) for call in calls])
-    without, under = (sum(min(call) for call in zip(*times[on], strict=True)) for on in (False, True))
-    ratios = [sum(mine) / sum(theirs) for theirs, mine in zip(times[False], times[True], strict=True)]
-    return without, under, ratios
+        for kept in times:
+            kept.append([])
+        for pair in zip(base, other, strict=True):
+            for place in (0, 1) if number % 2 == 0 else (1, 0):
+                times[place][-1].append(_seconds(pair[place]))
+    fastest = [sum(min(call) for call in zip(*kept, strict=True)) for kept in times]
+    ratios = [sum(mine) / sum(theirs) for theirs, mine in zip(*times, strict=True)]
+    return fastest[0], fastest[1], ratios
 
 
 def _seconds(call: Callable[[], Any]) -> float:

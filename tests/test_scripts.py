@@ -62,4 +62,6 @@ def test_the_benchmark_of_the_engine(
     engine.main()
     text = capsys.readouterr().out
     assert "a skipped block" in text
-    assert text.count("| uncached |") == 2
+    rows = [line.split("|") for line in text[text.index("# Cost") :].splitlines() if "fast mask |" in line]
+    assert [row[1].strip() for row in rows] == ["1", "4"]
+    assert all(0.3 < float(row[7]) < 1.0 for row in rows)
