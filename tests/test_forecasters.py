@@ -118,7 +118,7 @@ def kept(forecaster: Forecaster, residual: bool) -> SegmentState:
     names = ("hidden_states", "encoder_hidden_states")
     return SegmentState(
         Segment(
-            label="blocks",
+            paths=("blocks",),
             blocks=blocks,
             start=0,
             stop=2,
@@ -186,5 +186,5 @@ def test_nothing_kept_holds_an_autograd_graph() -> None:
         for step in range(4):
             state.fits(entry)
             state.observe(step, entry, tuple(value * (step + 2) for value in entry))
-        assert not any(row.requires_grad for row in state.forecasts[0].rows)
+        assert not any(row.requires_grad for row in state.forecasts[0].values)
         assert not state.forecasts[1].requires_grad

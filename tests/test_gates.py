@@ -213,7 +213,7 @@ def test_change_is_measured_from_the_last_computed_step() -> None:
     assert gate.measure(state, torch.tensor([2.0, -2.0])) == pytest.approx(1.0)
     state = gate.advance(state, Verdict(False, Reason.CHANGED, 1.0), torch.tensor([2.0, -2.0]))
     assert gate.measure(state, torch.tensor([2.0, -2.0])) == 0.0
-    assert state == GateState(cached=1, reference=state.reference)
+    assert state == GateState(cached=1, reference=state.reference, norm=state.norm)
 
 
 def test_no_change_is_measured_against_another_shape() -> None:

@@ -107,7 +107,7 @@ def test_no_growth_over_many_runs(kept: Kept) -> None:
         tiny.call(pipe, seed, 4)
     assert not live_tensors() - before
     assert not kept.states
-    assert len(latest(pipe).steps) == 2 * 2 * 4
+    assert len(latest(pipe).steps) == 2 * 4
 
 
 def test_no_growth_over_many_bare_runs(kept: Kept) -> None:
@@ -135,8 +135,8 @@ def test_a_request_takes_its_state_with_it(steps: int, computed: int, kept: Kept
     for _ in range(steps):
         run.advance()
     tensors = [weakref.ref(tensor) for tensor in kept.tensors()]
-    # For each branch a reference signal, and for both streams of both lists one row a computed step.
-    assert len(tensors) == 2 * (1 + 2 * 2 * computed)
+    # For each branch a reference signal with its norm, and for both streams one value a computed step.
+    assert len(tensors) == 2 * (2 + 2 * computed)
     del request, run
     assert not kept.states
     assert not any(tensor() is not None for tensor in tensors)
@@ -212,9 +212,9 @@ def test_computed_steps_keep_nothing_that_no_skipped_step_needs(kept: Kept) -> N
         run.advance()
         counts.append(len(kept.tensors()))
     assert decisions(model) == "CCCCCSCC"
-    # Order 2 needs the three steps before the skipped one: one row after the other, for two streams of two
-    # lists. The state ends with the run.
-    assert counts == [0, 0, 4, 8, 12, 12, 12, 0]
+    # Order 2 needs the three steps before the skipped one: one value after the other, for two streams. The
+    # state ends with the run.
+    assert counts == [0, 0, 2, 4, 6, 6, 6, 0]
 
 
 def most_tensors(model: Any, kept: Kept) -> int:
@@ -227,17 +227,18 @@ def most_tensors(model: Any, kept: Kept) -> int:
 
 
 @pytest.mark.parametrize(
-    ("calibrator", "rows"),
+    ("calibrator", "values"),
     [(CalibratorConfig(), 1), (TaylorSeerCalibratorConfig(taylorseer_order=1), 2), (TAYLOR, 3)],
     ids=["reuse", "order 1", "order 2"],
 )
-def test_state_bytes_of_a_run(calibrator: CalibratorConfig, rows: int) -> None:
+def test_state_bytes_of_a_run(calibrator: CalibratorConfig, values: int) -> None:
     model = cached(FLUX.build(), calibrator, max_warmup_steps=4, steps_computation_mask=[1, 1, 1, 1, 0, 0])
     Denoising(model, 0).finish()
     batch, image, text, width, size = 2, 16, 5, 32, 4
     streams = batch * (image + text) * width * size
     signal = batch * image * width * size
-    assert latest(model).state_bytes == 2 * rows * streams + signal
+    norm = size
+    assert latest(model).state_bytes == values * streams + signal + norm
 
 
 @pytest.mark.parametrize("cache_type", ["residual", "hidden_states"])
@@ -247,13 +248,13 @@ def test_state_is_updated_in_place(cache_type: str, kept: Kept) -> None:
     run = Denoising(model, 0, 8)
 
     def places() -> set[int]:
-        (state,) = (state for state in kept.states if state.segment.label == "single_transformer_blocks")
+        (state,) = kept.states
         return {leaf.data_ptr() for leaf in tree_leaves(state.forecasts) if isinstance(leaf, Tensor)}
 
     for _ in range(5):
         run.advance()
     before = places()
-    # Three rows for each of two streams.
+    # Three values for each of two streams.
     assert len(before) == 6
     for _ in range(3):
         run.advance()
@@ -332,7 +333,7 @@ def test_one_wait_for_each_measured_change(
     measured = [step for step in steps if step.verdict.change is not None]
     assert measured
     assert len(syncs) == len(measured)
-    assert set(syncs) == {"tolist in relative_l1"}
+    assert set(syncs) == {"item in relative_l1"}
     known = {Reason.WARMUP, Reason.CACHED_LIMIT, Reason.CONTINUOUS_LIMIT, Reason.FOLLOWS, Reason.NO_HISTORY}
     assert not any(step.verdict.reason in known for step in measured)
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import cache_dit
 from cache_dit import CalibratorConfig, DBCacheConfig, ParamsModifier, Request, TaylorSeerCalibratorConfig
 from cache_dit.api import attachments_of
+from cache_dit.caching.engine.plan import Segment
 from cache_dit.caching.engine.records import StepRecord
 from cache_dit.caching.maths.forecasters import Reuse
 from cache_dit.caching.maths.gates import Reason
@@ -95,6 +96,10 @@ def records(model: Any, segment: int = 0) -> list[StepRecord]:
     return [step for step in latest.steps if step.segment == segment]
 
 
+def segments_of(model: Any) -> tuple[Segment, ...]:
+    return attachments_of(model)[0].session.plan.segments
+
+
 def decisions(model: Any, segment: int = 0) -> str:
     return "".join("S" if step.verdict.skip else "C" for step in records(model, segment))
 
@@ -147,7 +152,7 @@ def check_skipped(
                 assert change(output_of(model, kwargs), expected) < 1e-5
         # A segment whose last block is not called cannot be skipped: nothing would be delivered.
         skipped = "C" if last in uncalled(kwargs) else "S"
-        for number in range(len(tiny.block_lists)):
+        for number in range(len(segments_of(model))):
             assert decisions(model, number) == "C" * warmup + skipped * 2
 
 
@@ -347,8 +352,13 @@ def test_one_decision_for_both_lists_by_default(tiny: TinyModel) -> None:
     with caching(model, REPEATED | {"Fn_compute_blocks": 2, "max_warmup_steps": 1}), Request(3):
         for _ in range(3):
             output_of(model, tiny.inputs(0))
-        assert decisions(model, 0) == decisions(model, 1) == "CSS"
-        assert {step.verdict.reason for step in records(model, 1)} == {Reason.FOLLOWS}
+        leading, *following = segments_of(model)
+        assert decisions(model) == "CSS"
+        for number, _ in enumerate(following, 1):
+            assert decisions(model, number) == "CSS"
+            assert {step.verdict.reason for step in records(model, number)} == {Reason.FOLLOWS}
+        assert (leading.paths == tiny.block_lists) == row_for(tiny).joined
+        assert bool(following) != row_for(tiny).joined
 
 
 @each_two_lists

@@ -222,32 +222,38 @@ TOKEN_BYTES = 2 * 32 * 4
 
 @pytest.mark.usefixtures("no_flops")
 @pytest.mark.parametrize(
-    ("fields", "calibrator", "tokens"),
+    ("fields", "calibrator", "tokens", "scalars"),
     [
-        pytest.param({}, CalibratorConfig(), 2 * (IMAGE + TEXT), id="reuse"),
+        pytest.param({}, CalibratorConfig(), IMAGE + TEXT, 0, id="reuse"),
         pytest.param(
-            {"residual_diff_threshold": 0.9}, CalibratorConfig(), 2 * (IMAGE + TEXT) + IMAGE, id="and-signal"
+            {"residual_diff_threshold": 0.9},
+            CalibratorConfig(),
+            2 * IMAGE + TEXT,
+            1,
+            id="and-signal-with-norm",
         ),
-        pytest.param({}, TaylorSeerCalibratorConfig(), 4 * (IMAGE + TEXT), id="taylor1"),
+        pytest.param({}, TaylorSeerCalibratorConfig(), 2 * (IMAGE + TEXT), 0, id="taylor1"),
         pytest.param(
             {"max_warmup_steps": 3},
             TaylorSeerCalibratorConfig(taylorseer_order=2, calibrator_cache_type="hidden_states"),
-            6 * (IMAGE + TEXT),
+            3 * (IMAGE + TEXT),
+            0,
             id="taylor2-hidden_states",
         ),
         pytest.param(
             {},
             TaylorSeerCalibratorConfig(enable_encoder_calibrator=False),
-            2 * (2 * IMAGE + TEXT),
+            2 * IMAGE + TEXT,
+            0,
             id="taylor1-main-stream-only",
         ),
-        pytest.param({"residual_diff_threshold": 0.0}, CalibratorConfig(), 0, id="never-skipped"),
+        pytest.param({"residual_diff_threshold": 0.0}, CalibratorConfig(), 0, 0, id="never-skipped"),
     ],
 )
-def test_state_bytes(fields: dict[str, Any], calibrator: CalibratorConfig, tokens: int) -> None:
+def test_state_bytes(fields: dict[str, Any], calibrator: CalibratorConfig, tokens: int, scalars: int) -> None:
     model = run(FLUX, 5, config(**{"max_warmup_steps": 2} | fields), calibrator)
     (stats,) = summary(model, logging=False)
-    assert stats.state_bytes == tokens * TOKEN_BYTES
+    assert stats.state_bytes == tokens * TOKEN_BYTES + scalars * 4
 
 
 @pytest.mark.usefixtures("no_flops")
@@ -255,7 +261,7 @@ def test_state_bytes_of_two_branches_add_up() -> None:
     pipe = enable_cache(FLUX_TRUE_CFG.build(), config(max_warmup_steps=2))
     FLUX_TRUE_CFG.call(pipe, 0, 5)
     (stats,) = summary(pipe, logging=False)
-    assert stats.state_bytes == 2 * 2 * (IMAGE + TEXT) * TOKEN_BYTES // 2, "two branches of batch 1"
+    assert stats.state_bytes == 2 * (IMAGE + TEXT) * TOKEN_BYTES // 2, "two branches of batch 1"
 
 
 def test_stats_are_plain_values(measured: Any) -> None:

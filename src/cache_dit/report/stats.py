@@ -97,7 +97,7 @@ def stats_of(attached: Attachment) -> list[CacheStats]:
         made.append(
             CacheStats(
                 model=attached.lists.name,
-                lists=tuple(plan.segments[index].label for index in members),
+                lists=tuple(path for index in members for path in plan.segments[index].paths),
                 config=f"{setting.cache.cache_type.value}_{setting.cache.strify()}_{setting.calibrator.strify()}",
                 forecaster=setting.calibrator.describe(),
                 total_steps=max((step.step for step in steps), default=-1) + 1,

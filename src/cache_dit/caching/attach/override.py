@@ -128,8 +128,11 @@ def _block_class(plain: Any) -> type:
             slot = frame.slots.get(self)
             if slot is not None:
                 run = frame.runs[slot.segment]
-                if run.skipping and slot.echo is not None:
-                    return slot.echo(args, kwargs)
+                if slot.echo is not None:
+                    if run.skipping:
+                        return slot.echo(args, kwargs)
+                    if run.computing:
+                        return call(self, *args, **kwargs)
                 return run.visit(slot, call, self, args, kwargs)
         return call(self, *args, **kwargs)
 

@@ -34,6 +34,7 @@ class Lists:
         blocks: The members of each list.
         flows: Path and data flow of each list.
         timestep: Argument of the forward that tells the time.
+        joined: See `Row`.
         last_within_first: See `Row`.
     """
 
@@ -41,6 +42,7 @@ class Lists:
     blocks: tuple[tuple[nn.Module, ...], ...]
     flows: tuple[BlockList, ...]
     timestep: str
+    joined: bool = False
     last_within_first: bool = False
 
     @property
@@ -84,6 +86,8 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
                 leads=first or not together,
             )
         )
+    if lists.joined and together:
+        segments = [_joined(segments)]
     shared = settings[0].cache
     for setting in settings[1:]:
         _check_same_run(shared, setting.cache)
@@ -123,7 +127,7 @@ def _segment(lists: Lists, number: int, setting: Setting, *, start: int, tail: i
     start = 0 if cache.static else start
     ports = _ports(lists, number)
     return Segment(
-        label=flow.path,
+        paths=(flow.path,),
         blocks=blocks,
         start=start,
         stop=len(blocks) - tail,
@@ -136,6 +140,17 @@ def _segment(lists: Lists, number: int, setting: Setting, *, start: int, tail: i
             for slot, port in enumerate(ports.slots)
         ),
         residual=setting.calibrator.calibrator_cache_type == "residual",
+    )
+
+
+def _joined(segments: Sequence[Segment]) -> Segment:
+    """One segment from the first block that may be skipped in the first list to the last one in the last."""
+    before = sum(len(segment.blocks) for segment in segments[:-1])
+    return dataclasses.replace(
+        segments[0],
+        paths=tuple(path for segment in segments for path in segment.paths),
+        blocks=tuple(block for segment in segments for block in segment.blocks),
+        stop=before + segments[-1].stop,
     )
 
 

@@ -161,6 +161,7 @@ def _lists_by_row(model: nn.Module) -> Lists:
         blocks=tuple(tuple(getattr(model, flow.path)) for flow in flows),
         flows=flows,
         timestep=row.timestep,
+        joined=row.joined,
         last_within_first=row.last_within_first,
     )
 
@@ -191,11 +192,13 @@ def _lists_by_hand(model: nn.Module, blocks: Any, patterns: Any) -> Lists:
             f"lists of {plain_class(model).__name__}; give one pattern for each list, or one for all."
         )
     row = row_of(type(model))
+    flows = tuple(_flow(model, members, pattern) for members, pattern in zip(given, chosen, strict=True))
     return Lists(
         model=model,
         blocks=tuple(given),
-        flows=tuple(_flow(model, members, pattern) for members, pattern in zip(given, chosen, strict=True)),
+        flows=flows,
         timestep="timestep" if row is None else row.timestep,
+        joined=row is not None and row.joined and flows == row.lists,
         last_within_first=row is not None and row.last_within_first,
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cache_dit.caching.engine.flow import FlowCheck
 from cache_dit.caching.engine.plan import Segment, Slot
 from cache_dit.caching.engine.ports import Arguments, Keywords
-from cache_dit.caching.engine.state import SegmentState
+from cache_dit.caching.engine.state import SegmentState, detached
 from cache_dit.caching.maths.gates import Reason, Verdict
 from cache_dit.errors import EngineError
 
@@ -32,6 +32,7 @@ class SegmentRun:
     Attributes:
         segment: Its plan.
         skipping: The blocks inside hand their inputs through; read by every block call.
+        computing: The blocks inside run as they are and nothing is to be learnt from them; likewise.
         verdict: The decision, once the segment was entered.
         observes: The values of this step may be needed by a later one.
         keeps_signal: The signal of this step is the reference of the next one if the step is computed.
@@ -50,6 +51,7 @@ class SegmentRun:
         "_state",
         "_step",
         "change",
+        "computing",
         "flow",
         "keeps_signal",
         "observes",
@@ -72,6 +74,7 @@ class SegmentRun:
         self._head: Tensor | None = None
         self._before = state.gate
         self.skipping = False
+        self.computing = False
         self.verdict: Verdict | None = None
         self.observes = True
         self.keeps_signal = True
@@ -139,12 +142,13 @@ class SegmentRun:
                 "caching needs lists that run once. Disable the cache for this model."
             )
         output = call(block, *args, **kwargs)
-        if self.observes and None in segment.ports.slots:
+        if self.observes and segment.sided:
             self._state.keep_sides(slot.index, output)
         if last:
             if self.observes:
                 self._state.observe(self._step, self._entry, output)
             self._phase = _Phase.CLOSED
+            self.computing = False
             self._entry = ()
         return output
 
@@ -172,12 +176,14 @@ class SegmentRun:
         else:
             self._phase = _Phase.COMPUTING
             self._entry = entry
+            self.computing = self.flow is None
 
     def _signal(self, entry: tuple[Any, ...]) -> Tensor | None:
         tail: Tensor = entry[self.segment.ports.main]
         if self._head is None or self._head.shape != tail.shape:
             return None
-        return tail.detach() - self._head.detach()
+        signal: Tensor = detached(tail) - detached(self._head)
+        return signal
 
     def _decide(self, signal: Tensor | None) -> Verdict:
         if self._leader is not None:

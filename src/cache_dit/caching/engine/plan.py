@@ -14,11 +14,11 @@ from cache_dit.caching.maths.gates import Gate
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Segment:
-    """A run `[start, stop)` of one block list that is computed or forecast as a whole.
+    """A run `[start, stop)` of blocks that is computed or forecast as a whole.
 
     Attributes:
-        label: Attribute path of the list, for messages and reports.
-        blocks: The whole list.
+        paths: Attribute paths of the lists that it goes through, for messages and reports.
+        blocks: All blocks of these lists, in the order in which they run.
         start: First block of the segment.
         stop: One behind the last block of the segment.
         ports: How the streams travel.
@@ -29,7 +29,7 @@ class Segment:
         residual: Forecast the change over the segment; else what leaves it.
     """
 
-    label: str
+    paths: tuple[str, ...]
     blocks: tuple[nn.Module, ...]
     start: int
     stop: int
@@ -41,9 +41,19 @@ class Segment:
     residual: bool = True
 
     @property
+    def label(self) -> str:
+        """The paths, for messages."""
+        return " + ".join(self.paths)
+
+    @property
     def prefixed(self) -> bool:
         """Whether there are first blocks whose residual can be measured."""
         return self.gate is not None and self.gate.measures and self.start > 0
+
+    @cached_property
+    def sided(self) -> bool:
+        """Whether blocks have side outputs, which are replayed one by one."""
+        return None in self.ports.slots
 
     @cached_property
     def memory(self) -> int:
@@ -55,8 +65,8 @@ class Segment:
 class Slot:
     """The place of a block: its segment, its index in the list, and what stands in for it when skipped.
 
-    `echo` is None where the block must be visited on skipped steps too: the last one, which delivers, and
-    blocks with side outputs.
+    `echo` is None where the block must be visited once the segment was entered: the last one, which delivers,
+    and blocks with side outputs.
     """
 
     segment: int
@@ -100,11 +110,10 @@ class Plan:
         blocks: dict[nn.Module, Slot] = {}
         slots: dict[nn.Module, Slot] = {}
         for number, segment in enumerate(self.segments):
-            sided = None in segment.ports.slots
             echo = segment.ports.echo()
             for index, block in enumerate(segment.blocks):
                 inside = segment.start <= index < segment.stop
-                visited = sided or not inside or index == segment.stop - 1
+                visited = segment.sided or not inside or index == segment.stop - 1
                 blocks[block] = Slot(number, index, None if visited else echo)
                 if inside or (index == 0 and segment.prefixed):
                     slots[block] = blocks[block]

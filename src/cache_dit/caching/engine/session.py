@@ -16,7 +16,7 @@ from cache_dit.caching.engine.plan import Plan, Segment
 from cache_dit.caching.engine.ports import Arguments, Keywords
 from cache_dit.caching.engine.records import RunRecord, StepRecord
 from cache_dit.caching.engine.requests import Request, branch_name, current_request
-from cache_dit.caching.engine.state import SegmentState, tensor_bytes
+from cache_dit.caching.engine.state import SegmentState
 from cache_dit.caching.maths.gates import Gate, Reason, Verdict
 from cache_dit.errors import ConfigError
 
@@ -136,7 +136,7 @@ class Session:
         value = self.plan.timestep.read(args, kwargs)
         if isinstance(value, Tensor):
             # Some models give every token a timestep of its own, 0 for those that are given.
-            return float(value.max()) if value.numel() else None
+            return float(value.max() if value.numel() > 1 else value) if value.numel() else None
         return float(value) if isinstance(value, (int, float)) else None
 
     def _local_step(self, step: int) -> tuple[int, bool]:
@@ -162,7 +162,7 @@ class Session:
             run = SegmentRun(kept, step, known, leader)
             gate = self._gate(segment)
             run.observes = _may_skip(gate, step, segment.memory, state.total)
-            run.keeps_signal = segment.prefixed and _may_skip(gate, step, 1, state.total)
+            run.keeps_signal = run.observes and segment.prefixed and _may_skip(gate, step, 1, state.total)
             if not self._verified:
                 run.flow = FlowCheck(segment)
             runs.append(run)
@@ -201,15 +201,13 @@ class Session:
             current_frame.reset(token)
 
     def _note(self, state: RunState, tick: Tick, label: str, runs: list[SegmentRun]) -> None:
-        grown = False
         for number, run in enumerate(runs):
             verdict = run.settle()
-            grown = grown or (run.observes and not verdict.skip)
             state.changes[number] = verdict.change
             state.record.steps.append(StepRecord(label, tick.step, number, verdict))
-        if grown:
-            kept = [segment.tensors() for branch in state.branches.values() for segment in branch]
-            state.record.state_bytes = max(state.record.state_bytes, tensor_bytes(kept))
+        segments = [segment for branch in state.branches.values() for segment in branch]
+        if any(segment.grown for segment in segments):
+            state.record.state_bytes = max(state.record.state_bytes, sum(map(SegmentState.count, segments)))
 
     def _label(self, branch: str | int) -> str:
         if isinstance(branch, str):
@@ -222,4 +220,5 @@ class Session:
 def _may_skip(gate: Gate, step: int, horizon: int, total: int | None) -> bool:
     """Whether any of the next `horizon` steps may be skipped, as far as that is known beforehand."""
     stop = step + 1 + horizon if total is None else min(step + 1 + horizon, total)
-    return any(not gate.must_compute(later) for later in range(step + 1, stop))
+    # The nearest step first: in most runs it is the answer.
+    return not all(map(gate.must_compute, range(step + 1, stop)))

@@ -13,13 +13,28 @@ from cache_dit.errors import EngineError
 
 
 class SegmentState:
-    """Gate state, forecaster states and side outputs of one segment in one branch of one run."""
+    """Gate state, forecaster states and side outputs of one segment in one branch of one run.
 
-    __slots__ = ("_absent", "_inference", "_shapes", "forecasts", "gate", "ready", "segment", "sides")
+    Attributes:
+        grown: Memory was taken for a tensor that has to be kept since the bytes were counted last.
+    """
+
+    __slots__ = (
+        "_absent",
+        "_inference",
+        "_shapes",
+        "forecasts",
+        "gate",
+        "grown",
+        "ready",
+        "segment",
+        "sides",
+    )
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
         self.gate: Any = None if segment.gate is None else segment.gate.init()
+        self.grown = False
         self.forget()
 
     def forget(self) -> None:
@@ -91,25 +106,30 @@ class SegmentState:
             raise wrong_form(self.segment, output)
         slots = self.segment.ports.slots
         self.sides[index] = tuple(
-            _detached(value) if port is None else None for port, value in zip(slots, values, strict=True)
+            detached(value) if port is None else None for port, value in zip(slots, values, strict=True)
         )
 
     def tensors(self) -> Any:
-        """Everything that may hold tensors, for counting bytes."""
+        """Everything that may hold tensors."""
         return (self.gate, self.forecasts, self.sides)
+
+    def count(self) -> int:
+        """Bytes of all tensors that are kept now."""
+        self.grown = False
+        return _tensor_bytes(self.tensors())
 
     def _value(self, entry: Any, value: Any, spare: Tensor | None) -> Tensor:
         if not isinstance(value, Tensor):
             raise wrong_form(self.segment, value)
-        value = value.detach()
-        if spare is not None and not _reusable(spare, value):
-            spare = None
+        value = detached(value)
+        if spare is None or not _reusable(spare, value):
+            spare, self.grown = None, True
         if not self.segment.residual:
             # The model may write into its own tensor later, so a copy is kept.
             return value.clone() if spare is None else spare.copy_(value)
         if entry is None or entry.shape != value.shape:
             raise self._reshaped(entry, value)
-        return torch.sub(value, entry.detach(), out=spare)
+        return torch.sub(value, detached(entry), out=spare)
 
     def _reshaped(self, entry: Any, value: Tensor) -> EngineError:
         segment = self.segment
@@ -127,11 +147,12 @@ def _reusable(spare: Tensor, value: Tensor) -> bool:
     return spare.shape == value.shape and spare.dtype == value.dtype and spare.device == value.device
 
 
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+def detached(value: Any) -> Any:
+    """The value without the graph that it is part of; most forwards make none, and then it is the value."""
+    return value.detach() if isinstance(value, Tensor) and value.requires_grad else value
 
 
-def tensor_bytes(value: Any) -> int:
+def _tensor_bytes(value: Any) -> int:
     """Bytes of all tensors in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
@@ -139,4 +160,4 @@ def tensor_bytes(value: Any) -> int:
         value = value.values()
     elif not isinstance(value, (tuple, list)):
         return 0
-    return sum(tensor_bytes(item) for item in value)
+    return sum(_tensor_bytes(item) for item in value)

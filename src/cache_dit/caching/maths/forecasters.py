@@ -52,22 +52,23 @@ class Reuse:
         return state
 
 
-class Ladder(NamedTuple):
-    """Divided differences `rows[j] = f[s_0 .. s_j]` over the computed steps `nodes`, newest first."""
+class Computed(NamedTuple):
+    """The latest computed values and the steps that they are of, newest first."""
 
-    nodes: tuple[int, ...]
-    rows: tuple[Tensor, ...]
+    steps: tuple[int, ...]
+    values: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TaylorSeer:
-    """Extrapolate with a polynomial through the last `order + 1` computed values.
+    """Extrapolate with the polynomial through the last `order + 1` computed values.
 
     The idea is TaylorSeer's (arXiv 2503.06923, eq. 7): forecast a feature instead of reusing it. The
-    published ladder divides every difference by the latest gap, which is not exact on a quadratic even at
-    uniform spacing; here the differences are Newton's divided differences on the true step positions, exact
-    on polynomials of degree `order` at any gaps, at the same memory of `order + 1` tensors a stream. Order 1
-    is the same in both. With fewer values than that seen, the order is what the values allow.
+    published ladder of differences divides every one by the latest gap, which is not exact on a quadratic
+    even at uniform spacing. The polynomial through the values at their true steps is exact up to degree
+    `order` at any gaps; order 1 is the same in both. The memory is the same too, `order + 1` tensors a
+    stream, and all work is left to the skipped steps: a computed one only hands over its value. With fewer
+    values than that seen, the order is what the values allow.
     """
 
     order: int = 1
@@ -76,28 +77,21 @@ class TaylorSeer:
     def memory(self) -> int:
         return self.order + 1
 
-    def init(self) -> Ladder:
-        return Ladder((), ())
+    def init(self) -> Computed:
+        return Computed((), ())
 
-    def observe(self, state: Ladder, step: int, value: Tensor) -> Ladder:
-        rows = [value]
-        # f[new, s_0 .. s_j] = (f[new, s_0 .. s_{j-1}] - f[s_0 .. s_j]) / (new - s_j), each in the memory
-        # of the row it replaces; the oldest row of a full ladder is not needed (see `spare`).
-        for node, old in zip(state.nodes[: self.order], state.rows[: self.order], strict=True):
-            difference = torch.sub(rows[-1], old, out=old)
-            rows.append(difference if step - node == 1 else difference.div_(step - node))
-        return Ladder((step, *state.nodes[: self.order]), tuple(rows))
+    def observe(self, state: Computed, step: int, value: Tensor) -> Computed:
+        return Computed((step, *state.steps[: self.order]), (value, *state.values[: self.order]))
 
-    def predict(self, state: Ladder, step: int) -> Tensor:
-        # Newton's form with weights w_j = (t - s_0) .. (t - s_{j-1}).
-        if len(state.rows) == 1:
-            return state.rows[0]
-        weight: float = step - state.nodes[0]
-        value = state.rows[0].add(state.rows[1], alpha=weight)
-        for node, row in zip(state.nodes[1:], state.rows[2:], strict=False):
-            weight *= step - node
-            value.add_(row, alpha=weight)
-        return value
+    def predict(self, state: Computed, step: int) -> Tensor:
+        # Neville's scheme: p[i..j](t) is p[i..j-1] and p[i+1..j], joined linearly to fit at s_i and s_j.
+        steps, row = state.steps, state.values
+        for width in range(1, len(steps)):
+            row = tuple(
+                torch.lerp(row[i], row[i + 1], (step - steps[i]) / (steps[i + width] - steps[i]))
+                for i in range(len(steps) - width)
+            )
+        return row[0]
 
-    def spare(self, state: Ladder) -> Tensor | None:
-        return state.rows[-1] if len(state.rows) > self.order else None
+    def spare(self, state: Computed) -> Tensor | None:
+        return state.values[-1] if len(state.values) > self.order else None

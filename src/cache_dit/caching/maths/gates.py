@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from cache_dit.caching.maths.change import relative_l1
+from cache_dit.caching.maths.change import l1_norm, relative_l1
 
 
 class Reason(Enum):
@@ -68,12 +68,13 @@ class Gate(Protocol):
 
 
 class GateState(NamedTuple):
-    """Counters of a run and the signal of the last computed step."""
+    """Counters of a run, and the signal of the last computed step with its L1 norm."""
 
     cached: int = 0
     continuous: int = 0
     accumulated: float = 0.0
     reference: Tensor | None = None
+    norm: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,13 +139,14 @@ class ResidualGate:
     def measure(self, state: GateState, signal: Tensor) -> float | None:
         if state.reference is None or state.reference.shape != signal.shape:
             return None
-        return relative_l1(signal, state.reference)
+        return relative_l1(signal, state.reference, state.norm)
 
     def advance(self, state: GateState, verdict: Verdict, signal: Tensor | None) -> GateState:
         if not verdict.skip:
-            return GateState(cached=state.cached, reference=signal)
+            norm = None if signal is None else l1_norm(signal)
+            return GateState(cached=state.cached, reference=signal, norm=norm)
         accumulated = state.accumulated + (verdict.change or 0.0)
-        return GateState(state.cached + 1, state.continuous + 1, accumulated, state.reference)
+        return GateState(state.cached + 1, state.continuous + 1, accumulated, state.reference, state.norm)
 
     def _certain(self, step: int) -> Reason | None:
         if self.mask is not None:

@@ -42,6 +42,8 @@ class Row:
         lists: In the order in which the forward runs them.
         blocks: Class names of the blocks, for regional compilation.
         timestep: Argument of the forward that tells the time.
+        joined: The streams keep their layout from each list to the next, so that one forecast spans all lists
+            that decide together: half the memory of one forecast a list.
         last_within_first: `Bn_compute_blocks` must not exceed `Fn_compute_blocks`, because the second half
             of the list reads what the first half left behind.
     """
@@ -50,4 +52,5 @@ class Row:
     lists: tuple[BlockList, ...]
     blocks: tuple[str, ...]
     timestep: str = "timestep"
+    joined: bool = False
     last_within_first: bool = False

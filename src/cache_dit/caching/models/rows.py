@@ -29,6 +29,7 @@ ROWS: tuple[Row, ...] = (
         name="FluxTransformer2DModel",
         lists=(returns("transformer_blocks", E, H), returns("single_transformer_blocks", E, H)),
         blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
+        joined=True,
     ),
     Row(
         name="HunyuanVideoTransformer3DModel",
@@ -39,6 +40,7 @@ ROWS: tuple[Row, ...] = (
             "HunyuanVideoTokenReplaceTransformerBlock",
             "HunyuanVideoTokenReplaceSingleTransformerBlock",
         ),
+        joined=True,
     ),
     Row(
         name="LTXVideoTransformer3DModel",
