@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,25 @@ import cache_dit
 RESULTS = Path(__file__).parent / "results"
 
 
-def paired(
-    base: Sequence[Callable[[], Any]], other: Sequence[Callable[[], Any]], rounds: int
-) -> tuple[float, float, list[float]]:
-    """Time two sequences of calls, each call of one right next to the same call of the other.
+def in_turn(
+    runs: Sequence[Callable[[], Iterable[Callable[[], Any]]]], rounds: int
+) -> tuple[list[float], list[list[float]]]:
+    """Time several sequences of calls, one whole sequence after the other, in another order in every round.
 
     On a machine that is not quiet, spikes hit single calls: so the time of a sequence is the sum over its
     calls of each call's fastest round, as `timeit` advises, and the spread is given beside it.
 
     Returns:
-        Seconds of `base` and of `other`, and their ratio within every round, for the spread.
+        Seconds of each sequence, and for each its ratio to the first in every round.
     """
-    times: tuple[list[list[float]], list[list[float]]] = ([], [])
+    times: list[list[list[float]]] = [[] for _ in runs]
     for number in range(rounds):
-        for kept in times:
-            kept.append([])
-        for pair in zip(base, other, strict=True):
-            for place in (0, 1) if number % 2 == 0 else (1, 0):
-                times[place][-1].append(_seconds(pair[place]))
-    fastest = [sum(min(call) for call in zip(*kept, strict=True)) for kept in times]
-    ratios = [sum(mine) / sum(theirs) for theirs, mine in zip(*times, strict=True)]
-    return fastest[0], fastest[1], ratios
+        turn = number % len(runs)
+        for place in (*range(turn, len(runs)), *range(turn)):
+            times[place].append([_seconds(call) for call in runs[place]()])
+    fastest = [sum(map(min, zip(*kept, strict=True))) for kept in times]
+    ratios = [[sum(mine) / sum(first) for first, mine in zip(times[0], kept, strict=True)] for kept in times]
+    return fastest, ratios
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -11,23 +11,8 @@ import torch
 from tiny.models import TINY_MODELS, TinyModel, output_of
 from torch import Tensor, nn
 
-H, E = "hidden_states", "encoder_hidden_states"
-
-OUTPUT_SLOTS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("FluxTransformer2DModel", "transformer_blocks"): (E, H),
-    ("FluxTransformer2DModel", "single_transformer_blocks"): (E, H),
-    ("QwenImageTransformer2DModel", "transformer_blocks"): (E, H),
-    ("WanTransformer3DModel", "blocks"): (H,),
-    ("SD3Transformer2DModel", "transformer_blocks"): (E, H),
-    ("DiTTransformer2DModel", "transformer_blocks"): (H,),
-    ("PixArtTransformer2DModel", "transformer_blocks"): (H,),
-    ("HunyuanVideoTransformer3DModel", "transformer_blocks"): (H, E),
-    ("HunyuanVideoTransformer3DModel", "single_transformer_blocks"): (H, E),
-    ("CogVideoXTransformer3DModel", "transformer_blocks"): (H, E),
-    ("LTXVideoTransformer3DModel", "transformer_blocks"): (H,),
-    ("ChromaTransformer2DModel", "transformer_blocks"): (E, H),
-    ("ChromaTransformer2DModel", "single_transformer_blocks"): (H,),
-}
+from cache_dit.caching.models.row import BlockList
+from cache_dit.caching.models.rows import row_of
 
 
 def each_model(test: Any) -> Any:
@@ -41,17 +26,18 @@ def relative_change(outputs: tuple[Tensor, ...], reference: tuple[Tensor, ...]) 
     )
 
 
-def left_out(block: nn.Module, slots: tuple[str, ...], kwargs: dict[str, Any], model: nn.Module) -> Any:
+def left_out(block: nn.Module, flow: BlockList, kwargs: dict[str, Any], model: nn.Module) -> Any:
     """Output of the model when `block` hands its streams through."""
     signature = inspect.signature(type(block).forward)
 
     def identity(module: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> Any:
         arguments = signature.bind(module, *args, **call).arguments
-        if len(slots) == 1:
-            return arguments[slots[0]]
+        if flow.bare:
+            return arguments[flow.main]
         # SD3: the last block drops the text stream.
         return tuple(
-            None if part is None else arguments[slot] for slot, part in zip(slots, output, strict=True)
+            part if part is None or name is None else arguments[name]
+            for name, part in zip(flow.continues, output, strict=True)
         )
 
     handle = block.register_forward_hook(identity, with_kwargs=True)
@@ -61,16 +47,22 @@ def left_out(block: nn.Module, slots: tuple[str, ...], kwargs: dict[str, Any], m
         handle.remove()
 
 
-def each_block(tiny: TinyModel, model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, ...]]]:
-    for name in tiny.block_lists:
-        for index, block in enumerate(getattr(model, name)):
-            yield f"{name}[{index}]", block, OUTPUT_SLOTS[tiny.name, name]
+def flows_of(model: nn.Module) -> tuple[BlockList, ...]:
+    row = row_of(type(model))
+    assert row is not None
+    return row.lists
+
+
+def each_block(model: nn.Module) -> Iterator[tuple[str, nn.Module, BlockList]]:
+    for flow in flows_of(model):
+        for index, block in enumerate(flow.members(model)):
+            yield f"{flow.label}[{index}]", block, flow
 
 
 @each_model
 def test_class_name_and_lists(tiny: TinyModel) -> None:
     model = tiny.build()
-    lengths = [len(getattr(model, name)) for name in tiny.block_lists]
+    lengths = [len(flow.members(model)) for flow in flows_of(model)]
     assert type(model).__name__ == tiny.name
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -95,8 +87,8 @@ def test_every_block_matters(tiny: TinyModel) -> None:
     model = tiny.build()
     kwargs = tiny.inputs(0)
     reference = output_of(model, kwargs)
-    for where, block, slots in each_block(tiny, model):
-        change = relative_change(left_out(block, slots, kwargs, model), reference)
+    for where, block, flow in each_block(model):
+        change = relative_change(left_out(block, flow, kwargs, model), reference)
         assert change > 1e-2, f"{where} changes the output by {change:.1e} only"
 
 

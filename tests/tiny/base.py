@@ -35,7 +35,7 @@ class TinyModel:
     inputs: InputsOf
     """Seed -> keyword arguments of one forward; from seed 0 to 9 the timestep falls as it does in a run."""
     block_lists: tuple[str, ...]
-    """Attribute names of the block lists, in loop order."""
+    """Labels of the block lists (their attribute names), in loop order."""
     variants: Mapping[str, InputsOf] = field(default_factory=lambda: MappingProxyType({}))
     """Name -> inputs with extra arguments that act between or around blocks."""
     label: str = ""

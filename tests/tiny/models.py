@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from . import (
+    audio_models,
+    control_models,
+    image_models_1,
+    image_models_2,
+    video_models_1,
+    video_models_2,
+)
 from .base import Draw, Inputs, InputsOf, TinyModel, output_of
 from .image_models import CHROMA, DIT, FLUX, PIXART, QWEN_IMAGE, SD3, SD35
 from .video_models import (
@@ -31,6 +39,12 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     COGVIDEOX,
     LTX,
     CHROMA,
+    *image_models_1.MODELS,
+    *image_models_2.MODELS,
+    *video_models_1.MODELS,
+    *video_models_2.MODELS,
+    *audio_models.MODELS,
+    *control_models.MODELS,
 )
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cache_dit.caching.attach.attachment import Attachment
 from cache_dit.caching.engine.forward import current_frame
@@ -43,6 +43,8 @@ def put_on(model: nn.Module, attached: Attachment) -> None:
     _swap(model, _transformer_class(_kind(model)))
     for block in attached.session.plan.blocks:
         _swap(block, _block_class(_kind(block)))
+    for module in attached.session.plan.muted:
+        _swap(module, _muted_class(_kind(module)))
 
 
 def take_off(model: nn.Module) -> None:
@@ -54,7 +56,8 @@ def take_off(model: nn.Module) -> None:
     attached = attachment_of(model)
     if attached is None:
         return
-    swapped = (model, *attached.session.plan.blocks)
+    plan = attached.session.plan
+    swapped = (model, *plan.blocks, *plan.muted)
     covered = [thing for thing in swapped if _is_covered(thing)]
     if covered:
         raise CacheDiTError(
@@ -135,6 +138,20 @@ def _block_class(plain: Any) -> type:
                         return call(self, *args, **kwargs)
                 return run.visit(slot, call, self, args, kwargs)
         return call(self, *args, **kwargs)
+
+    return _subclass(plain, __call__=_outside_of_compile(__call__))
+
+
+@functools.cache
+def _muted_class(plain: Any) -> type:
+    call = plain.__call__
+
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        frame = current_frame.get()
+        if frame is None or not any(run.skipping for run in frame.runs):
+            return call(self, *args, **kwargs)
+        given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        return given.new_zeros(())
 
     return _subclass(plain, __call__=_outside_of_compile(__call__))
 

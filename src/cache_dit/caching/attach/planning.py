@@ -11,7 +11,7 @@ from torch import nn
 from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
 from cache_dit.caching.engine.plan import Plan, Segment
 from cache_dit.caching.engine.ports import Port, Ports
-from cache_dit.caching.models.row import BlockList
+from cache_dit.caching.models.row import BlockList, Row, modules_at
 from cache_dit.errors import ConfigError, PatternError
 
 # Options that say what a forward is in its run, which cannot differ between the lists that it goes through.
@@ -33,17 +33,15 @@ class Lists:
         model: The transformer.
         blocks: The members of each list.
         flows: Path and data flow of each list.
-        timestep: Argument of the forward that tells the time.
-        joined: See `Row`.
-        last_within_first: See `Row`.
+        row: What else is known of the class; None for a class without a row.
+        joined: The streams keep one layout over all lists, see `Row`.
     """
 
     model: nn.Module
     blocks: tuple[tuple[nn.Module, ...], ...]
     flows: tuple[BlockList, ...]
-    timestep: str
+    row: Row | None = None
     joined: bool = False
-    last_within_first: bool = False
 
     @property
     def name(self) -> str:
@@ -72,20 +70,20 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
         PatternError: A declared stream is no argument of the blocks.
     """
     together = len(settings) == 1
-    segments = []
+    segments: list[Segment] = []
     for number in range(len(lists.flows)):
         first, last = number == 0, number == len(lists.flows) - 1
         setting = settings[0 if together else number]
-        segments.append(
-            _segment(
-                lists,
-                number,
-                setting,
-                start=setting.cache.Fn_compute_blocks if first or not together else 0,
-                tail=setting.cache.Bn_compute_blocks if last or not together else 0,
-                leads=first or not together,
-            )
+        segment = _segment(
+            lists,
+            number,
+            setting,
+            start=setting.cache.Fn_compute_blocks if first or not together else 0,
+            tail=setting.cache.Bn_compute_blocks if last or not together else 0,
+            leader=len(segments) if first or not together else 0,
+            leads=first or not together,
         )
+        segments += _one_by_one(segment) if lists.flows[number].each_counts else [segment]
     if lists.joined and together:
         segments = [_joined(segments)]
     shared = settings[0].cache
@@ -105,21 +103,27 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
         total_steps=shared.num_inference_steps,
         shares_run=shares_run,
         mask_lengths=frozenset(len(mask) for mask in masks if mask is not None and checked),
+        parameters=parameters_of(lists.model),
+        bypass=None if lists.row is None else lists.row.bypass,
+        controls=_controls(lists),
+        muted=_muted(lists),
     )
 
 
 def fitting_default(lists: Lists) -> BasicCacheConfig:
     """The default configuration, with fewer first blocks where the first list is short."""
     default = BasicCacheConfig()
-    half = max(1, len(lists.blocks[0]) // 2)
+    half = max(1, len(lists.blocks[0]) // lists.flows[0].period // 2)
     return dataclasses.replace(default, Fn_compute_blocks=min(default.Fn_compute_blocks, half))
 
 
-def _segment(lists: Lists, number: int, setting: Setting, *, start: int, tail: int, leads: bool) -> Segment:
+def _segment(
+    lists: Lists, number: int, setting: Setting, *, start: int, tail: int, leader: int, leads: bool
+) -> Segment:
     flow, blocks, cache = lists.flows[number], lists.blocks[number], setting.cache
     if len(set(blocks)) != len(blocks):
         raise ConfigError(
-            f"{flow.path} of {lists.name} has the same block in several places, so its place is not known "
+            f"{flow.label} of {lists.name} has the same block in several places, so its place is not known "
             "when it is called; such a list cannot be cached."
         )
     _check_counts(lists, number, start, tail)
@@ -127,14 +131,15 @@ def _segment(lists: Lists, number: int, setting: Setting, *, start: int, tail: i
     start = 0 if cache.static else start
     ports = _ports(lists, number)
     return Segment(
-        paths=(flow.path,),
+        paths=(flow.label,),
         blocks=blocks,
-        start=start,
-        stop=len(blocks) - tail,
+        start=start * flow.period,
+        # Where two lists take turns, both ends are in the layout of the first.
+        stop=len(blocks) - tail * flow.period - (flow.period - 1),
         ports=ports,
         parameters=parameters_of(blocks[0]),
         gate=cache.gate() if leads else None,
-        leader=number if leads else 0,
+        leader=leader,
         forecasters=tuple(
             None if port is None else setting.calibrator.forecaster(main=slot == ports.main)
             for slot, port in enumerate(ports.slots)
@@ -154,6 +159,27 @@ def _joined(segments: Sequence[Segment]) -> Segment:
     )
 
 
+def _one_by_one(segment: Segment) -> list[Segment]:
+    """A segment for every block, all led by the first; the first blocks stay with it, for its signal."""
+    first = segment.start
+    alone = [
+        dataclasses.replace(segment, blocks=(block,), start=0, stop=1, gate=None)
+        for block in segment.blocks[first + 1 : segment.stop]
+    ]
+    return [dataclasses.replace(segment, blocks=segment.blocks[: first + 1], stop=first + 1), *alone]
+
+
+def _controls(lists: Lists) -> tuple[Port, ...]:
+    names = parameters_of(lists.model)
+    declared = () if lists.row is None else lists.row.controls
+    return tuple(Port(name, names.index(name)) for name in declared)
+
+
+def _muted(lists: Lists) -> tuple[nn.Module, ...]:
+    paths = () if lists.row is None else lists.row.muted
+    return tuple(module for path in paths for module in modules_at(lists.model, path))
+
+
 def _check_same_run(shared: BasicCacheConfig, other: BasicCacheConfig) -> None:
     for name in _RUN_WIDE:
         first, second = getattr(shared, name), getattr(other, name)
@@ -165,8 +191,9 @@ def _check_same_run(shared: BasicCacheConfig, other: BasicCacheConfig) -> None:
 
 
 def _check_counts(lists: Lists, number: int, start: int, tail: int) -> None:
-    count = len(lists.blocks[number])
-    where = f"{lists.flows[number].path} of {lists.name} has {count} blocks"
+    flow = lists.flows[number]
+    count = len(lists.blocks[number]) // flow.period
+    where = f"{flow.label} of {lists.name} has {count} {'blocks' if flow.period == 1 else 'pairs of blocks'}"
     if start > count - 1:
         raise ConfigError(
             f"Fn_compute_blocks is {start} but {where}; give a value from 1 to {count - 1}."
@@ -179,7 +206,7 @@ def _check_counts(lists: Lists, number: int, start: int, tail: int) -> None:
             + (f" and Fn_compute_blocks is {start}" if start else "")
             + f"; give a value from 0 to {count - 1 - start}."
         )
-    if lists.last_within_first and tail > start:
+    if lists.row is not None and lists.row.last_within_first and tail > start:
         raise ConfigError(
             f"Bn_compute_blocks is {tail} and Fn_compute_blocks {start}, but the last blocks of {lists.name} "
             f"read what the first ones left; give Bn_compute_blocks from 0 to {start}."
@@ -198,7 +225,7 @@ def _ports(lists: Lists, number: int) -> Ports:
         positions = {layout.index(name) if name in layout else -1 for layout in layouts}
         if len(positions) != 1 or -1 in positions:
             raise PatternError(
-                f"{flow.path} of {lists.name}: the blocks ({type(blocks[0]).__name__}) take "
+                f"{flow.label} of {lists.name}: the blocks ({type(blocks[0]).__name__}) take "
                 f"({', '.join(parameters)}), so no output can continue {name!r} in all of them; choose the "
                 "ForwardPattern that fits, see its docstring."
             )
@@ -207,8 +234,8 @@ def _ports(lists: Lists, number: int) -> Ports:
 
 
 def _timestep(lists: Lists) -> Port | None:
-    names = parameters_of(lists.model)
-    return Port(lists.timestep, names.index(lists.timestep)) if lists.timestep in names else None
+    names, name = parameters_of(lists.model), "timestep" if lists.row is None else lists.row.timestep
+    return Port(name, names.index(name)) if name in names else None
 
 
 def parameters_of(module: nn.Module) -> tuple[str, ...]:

@@ -116,7 +116,7 @@ def _known_components(pipe: Any) -> list[nn.Module]:
         module
         for module in modules.values()
         # A class without a row may have been declared by an adapter.
-        if row_of(type(uncompiled(module))) is not None or attachment_of(uncompiled(module)) is not None
+        if _is_denoiser(type(uncompiled(module))) or attachment_of(uncompiled(module)) is not None
     ]
     if found:
         return found
@@ -127,6 +127,11 @@ def _known_components(pipe: Any) -> list[nn.Module]:
         "pipeline with a known transformer. Give a diffusers pipeline, its transformer, or "
         "cache_dit.BlockAdapter(transformer=..., blocks=..., forward_pattern=...)."
     )
+
+
+def _is_denoiser(kind: type) -> bool:
+    row = row_of(kind)
+    return row is not None and not row.on_request
 
 
 _DECLARE = """Declare its blocks:
@@ -152,17 +157,16 @@ def _lists_by_row(model: nn.Module) -> Lists:
     row = row_of(type(model))
     if row is None:
         raise _unknown(model)
-    flows = tuple(flow for flow in row.lists if len(getattr(model, flow.path)) > 0)
+    flows = tuple(flow for flow in row.lists if flow.members(model))
     if not flows:
-        paths = " and ".join(flow.path for flow in row.lists)
+        paths = " and ".join(flow.label for flow in row.lists)
         raise ConfigError(f"{paths} of {plain_class(model).__name__} is empty, so there is nothing to cache.")
     return Lists(
         model=model,
-        blocks=tuple(tuple(getattr(model, flow.path)) for flow in flows),
+        blocks=tuple(flow.members(model) for flow in flows),
         flows=flows,
-        timestep=row.timestep,
+        row=row,
         joined=row.joined,
-        last_within_first=row.last_within_first,
     )
 
 
@@ -197,9 +201,8 @@ def _lists_by_hand(model: nn.Module, blocks: Any, patterns: Any) -> Lists:
         model=model,
         blocks=tuple(given),
         flows=flows,
-        timestep="timestep" if row is None else row.timestep,
+        row=row,
         joined=row is not None and row.joined and flows == row.lists,
-        last_within_first=row is not None and row.last_within_first,
     )
 
 

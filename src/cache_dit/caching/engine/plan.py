@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
@@ -90,6 +92,10 @@ class Plan:
         shares_run: Several transformers take turns in a run, so its length is not the length of this one's.
         blocks: Every block of every list with its place.
         slots: The same for the blocks alone that a forward must visit.
+        bypass: Whether a forward, by the names and values of its arguments, is no step and not to be counted.
+        parameters: Names of the arguments of the forward, in order.
+        controls: Arguments that add something between the blocks.
+        muted: Modules between the blocks that need not be computed on skipped steps.
         mask_lengths: Lengths of the steps masks, to be held against the run; none: nothing to check.
     """
 
@@ -102,6 +108,10 @@ class Plan:
     refresh_repeats: bool = False
     total_steps: int | None = None
     shares_run: bool = False
+    bypass: Callable[[Mapping[str, Any]], bool] | None = None
+    parameters: tuple[str, ...] = ()
+    controls: tuple[Port, ...] = ()
+    muted: tuple[nn.Module, ...] = ()
     mask_lengths: frozenset[int] = frozenset()
     blocks: dict[nn.Module, Slot] = field(init=False)
     slots: dict[nn.Module, Slot] = field(init=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from cache_dit.caching.engine.clock import Clock, Tick
+from cache_dit.caching.engine.condition import condition_of
 from cache_dit.caching.engine.flow import FlowCheck
 from cache_dit.caching.engine.forward import Frame, SegmentRun, current_frame
 from cache_dit.caching.engine.plan import Plan, Segment
@@ -24,13 +25,14 @@ from cache_dit.errors import ConfigError
 class RunState:
     """Everything that one request keeps for one transformer."""
 
-    __slots__ = ("branches", "changes", "clock", "first", "record", "total")
+    __slots__ = ("branches", "changes", "clock", "conditions", "first", "record", "total")
 
     def __init__(self, clock: Clock, total: int | None) -> None:
         self.clock = clock
         self.total = total
         self.first: str | int | None = None
         self.branches: dict[str | int, list[SegmentState]] = {}
+        self.conditions: dict[str | int, Hashable] = {}
         self.changes: dict[int, float | None] = {}
         self.record = RunRecord(total_steps=total)
 
@@ -56,6 +58,8 @@ class Session:
 
     def forward(self, call: Callable[..., Any], model: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
         """One forward of the transformer; `call` is its own `__call__`."""
+        if self.plan.bypass is not None and self.plan.bypass(self._named(args, kwargs)):
+            return call(model, *args, **kwargs)
         request = current_request()
         try:
             return self._forward(request, call, model, args, kwargs)
@@ -71,13 +75,20 @@ class Session:
     def _forward(
         self, request: Request, call: Callable[..., Any], model: nn.Module, args: Arguments, kwargs: Keywords
     ) -> Any:
-        state, tick = self._tick(request, args, kwargs)
+        state, tick, resumed = self._tick(request, args, kwargs)
         label = self._label(tick.branch)
         step, restart = self._local_step(tick.step)
         if restart or tick.branch not in state.branches:
             state.branches[tick.branch] = [SegmentState(segment) for segment in self.plan.segments]
         segments = state.branches[tick.branch]
-        runs = self._runs(state, segments, step, forced=None if state.clock.certain else Reason.UNCERTAIN)
+        condition = condition_of(model, self.plan.controls, args, kwargs)
+        switched = resumed or state.conditions.setdefault(tick.branch, condition) != condition
+        if switched:
+            state.conditions[tick.branch] = condition
+            for segment in segments:
+                segment.forget()
+        forced = Reason.SWITCHED if switched else None if state.clock.certain else Reason.UNCERTAIN
+        runs = self._runs(state, segments, step, forced=forced)
         self._share(state, tick, runs)
         output = self._call(runs, call, model, args, kwargs)
         # Every run is ended, so no short cut.
@@ -96,16 +107,24 @@ class Session:
             del state.branches[tick.branch]
         return output
 
-    def _tick(self, request: Request, args: Arguments, kwargs: Keywords) -> tuple[RunState, Tick]:
+    def _named(self, args: Arguments, kwargs: Keywords) -> Keywords:
+        return {**dict(zip(self.plan.parameters, args, strict=False)), **kwargs}
+
+    def _tick(self, request: Request, args: Arguments, kwargs: Keywords) -> tuple[RunState, Tick, bool]:
+        """Also: whether steps of the run have gone by without this transformer, as between two experts."""
         name = branch_name.get()
         marker = self._marker(request, name, args, kwargs)
         state: RunState | None = request.states.get(self)
+        before: Any = None if state is None else state.clock.marker
         tick = None if state is None else state.clock.tick(name, marker)
         if state is None or tick is None or (request.implicit and state.is_over(tick.step)):
             state = request.states[self] = self._begin(request, args, kwargs)
             tick = state.clock.tick(name, marker)
+            before = None
         assert tick is not None  # a new clock takes any first tick
-        return state, tick
+        # A scheduler has no index before its first step, so the second forward cannot be compared.
+        counted = request.timeline is not None and tick.step > 1 and before is not None
+        return state, tick, counted and marker is not None and marker - before > 1
 
     def _begin(self, request: Request, args: Arguments, kwargs: Keywords) -> RunState:
         timeline = request.timeline

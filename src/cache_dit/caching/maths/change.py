@@ -12,7 +12,7 @@ def l1_norm(tensor: Tensor) -> Tensor:
     """Sum of magnitudes, as a tensor without dimensions on the same device.
 
     The sum runs in float32, or in float64 for such tensors: a bfloat16 sum keeps 8 bits, too few to compare
-    with a threshold. Two plain operations, since `torch.linalg.vector_norm` takes four times as long on a CPU.
+    with a threshold. Two plain operations: on a CPU `torch.linalg.vector_norm` takes four times as long.
     """
     return tensor.abs().sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
 

@@ -39,6 +39,7 @@ class Reason(Enum):
     RESHAPED = "shape changed"
     FOLLOWS = "follows the first list"
     INCOMPLETE = "segment not run to its end"
+    SWITCHED = "condition switched"
     UNCERTAIN = "run not yet told from a dropped one"
 
 

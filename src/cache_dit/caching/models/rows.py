@@ -1,72 +1,28 @@
-"""The rows. To add a model, add its row here and a tiny model to the tests; nothing else.
-
-E is short for encoder hidden states and H for hidden states, as in `ForwardPattern`.
-"""
+"""All rows. To add a model, add its row to one of the files of rows and a tiny model to the tests."""
 
 from __future__ import annotations
 
-from cache_dit.caching.forward_pattern import ENCODER as E
-from cache_dit.caching.forward_pattern import HIDDEN as H
-from cache_dit.caching.models.row import Row, returns, returns_one
+from cache_dit.caching.models import (
+    audio_rows,
+    control_rows,
+    image_rows,
+    image_rows_1,
+    image_rows_2,
+    video_rows,
+    video_rows_1,
+    video_rows_2,
+)
+from cache_dit.caching.models.row import Row
 
 ROWS: tuple[Row, ...] = (
-    Row(
-        name="ChromaTransformer2DModel",
-        lists=(returns("transformer_blocks", E, H), returns_one("single_transformer_blocks")),
-        blocks=("ChromaTransformerBlock", "ChromaSingleTransformerBlock"),
-    ),
-    Row(
-        name="CogVideoXTransformer3DModel",
-        lists=(returns("transformer_blocks", H, E),),
-        blocks=("CogVideoXBlock",),
-    ),
-    Row(
-        name="DiTTransformer2DModel",
-        lists=(returns_one("transformer_blocks"),),
-        blocks=("BasicTransformerBlock",),
-    ),
-    Row(
-        name="FluxTransformer2DModel",
-        lists=(returns("transformer_blocks", E, H), returns("single_transformer_blocks", E, H)),
-        blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
-        joined=True,
-    ),
-    Row(
-        name="HunyuanVideoTransformer3DModel",
-        lists=(returns("transformer_blocks", H, E), returns("single_transformer_blocks", H, E)),
-        blocks=(
-            "HunyuanVideoTransformerBlock",
-            "HunyuanVideoSingleTransformerBlock",
-            "HunyuanVideoTokenReplaceTransformerBlock",
-            "HunyuanVideoTokenReplaceSingleTransformerBlock",
-        ),
-        joined=True,
-    ),
-    Row(
-        name="LTXVideoTransformer3DModel",
-        lists=(returns_one("transformer_blocks"),),
-        blocks=("LTXVideoTransformerBlock",),
-    ),
-    Row(
-        name="PixArtTransformer2DModel",
-        lists=(returns_one("transformer_blocks"),),
-        blocks=("BasicTransformerBlock",),
-    ),
-    Row(
-        name="QwenImageTransformer2DModel",
-        lists=(returns("transformer_blocks", E, H),),
-        blocks=("QwenImageTransformerBlock",),
-    ),
-    Row(
-        name="SD3Transformer2DModel",
-        lists=(returns("transformer_blocks", E, H),),
-        blocks=("JointTransformerBlock",),
-    ),
-    Row(
-        name="WanTransformer3DModel",
-        lists=(returns_one("blocks"),),
-        blocks=("WanTransformerBlock",),
-    ),
+    *image_rows.ROWS,
+    *image_rows_1.ROWS,
+    *image_rows_2.ROWS,
+    *video_rows.ROWS,
+    *video_rows_1.ROWS,
+    *video_rows_2.ROWS,
+    *audio_rows.ROWS,
+    *control_rows.ROWS,
 )
 
 _BY_NAME = {row.name: row for row in ROWS}

@@ -1,0 +1,44 @@
+"""Rows of image models.
+
+E is short for encoder hidden states and H for hidden states, as in `ForwardPattern`.
+"""
+
+from __future__ import annotations
+
+from cache_dit.caching.forward_pattern import ENCODER as E
+from cache_dit.caching.forward_pattern import HIDDEN as H
+from cache_dit.caching.models.row import Row, returns, returns_one
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        name="ChromaTransformer2DModel",
+        lists=(returns("transformer_blocks", E, H), returns_one("single_transformer_blocks")),
+        blocks=("ChromaTransformerBlock", "ChromaSingleTransformerBlock"),
+    ),
+    Row(
+        name="DiTTransformer2DModel",
+        lists=(returns_one("transformer_blocks"),),
+        blocks=("BasicTransformerBlock",),
+    ),
+    Row(
+        name="FluxTransformer2DModel",
+        lists=(returns("transformer_blocks", E, H), returns("single_transformer_blocks", E, H)),
+        blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
+        joined=True,
+    ),
+    Row(
+        name="PixArtTransformer2DModel",
+        lists=(returns_one("transformer_blocks"),),
+        blocks=("BasicTransformerBlock",),
+    ),
+    Row(
+        name="QwenImageTransformer2DModel",
+        lists=(returns("transformer_blocks", E, H),),
+        blocks=("QwenImageTransformerBlock",),
+    ),
+    Row(
+        name="SD3Transformer2DModel",
+        lists=(returns("transformer_blocks", E, H),),
+        blocks=("JointTransformerBlock",),
+    ),
+)

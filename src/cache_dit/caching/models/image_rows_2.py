@@ -1,0 +1,7 @@
+"""Rows of image models."""
+
+from __future__ import annotations
+
+from cache_dit.caching.models.row import Row
+
+ROWS: tuple[Row, ...] = ()

@@ -1,0 +1,7 @@
+"""Tiny transformers."""
+
+from __future__ import annotations
+
+from .base import TinyModel
+
+MODELS: tuple[TinyModel, ...] = ()
