@@ -28,6 +28,7 @@ from cache_dit import CalibratorConfig, DBCacheConfig, ParamsModifier, Request, 
 from cache_dit.api import attachments_of
 from cache_dit.caching.engine.plan import Segment
 from cache_dit.caching.engine.records import StepRecord
+from cache_dit.caching.engine.state import SegmentState
 from cache_dit.caching.maths.forecasters import Reuse
 from cache_dit.caching.maths.gates import Reason
 from cache_dit.caching.models.row import Row
@@ -108,6 +109,21 @@ def segments_of(model: Any) -> tuple[Segment, ...]:
 
 def decisions(model: Any, segment: int = 0) -> str:
     return "".join("S" if step.verdict.skip else "C" for step in records(model, segment))
+
+
+def nothing_learnt(patch: pytest.MonkeyPatch) -> None:
+    """Skipped segments change nothing, and give zeros for side outputs."""
+
+    def with_sides(state: SegmentState, index: int, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        slots, kept = state.segment.ports.slots, plain(state, index, values)
+        return tuple(
+            torch.zeros_like(value) if port is None and value is not None else value
+            for port, value in zip(slots, kept, strict=True)
+        )
+
+    plain = SegmentState.with_sides
+    patch.setattr(SegmentState, "with_sides", with_sides)
+    patch.setattr(Reuse, "predict", lambda _, state, step: torch.zeros_like(state))
 
 
 def uncalled(kwargs: Inputs) -> set[int]:
@@ -231,7 +247,7 @@ def test_every_block_alone(tiny: TinyModel, variant: str, monkeypatch: pytest.Mo
                     assert decisions(model, other) == ("C" + skipped if segment.paths == (path,) else "CC")
                 if not variant:
                     with monkeypatch.context() as patch:
-                        patch.setattr(Reuse, "predict", lambda _, state, step: torch.zeros_like(state))
+                        nothing_learnt(patch)
                         moved = change(output_of(model, kwargs), expected)
                     assert moved > 1e-2, f"{path}[{index}] moves the output by {moved:.1e} only"
 
@@ -241,7 +257,7 @@ def test_control_no_change_moves_the_output(
     tiny: TinyModel, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, kwargs, expected = model_of(tiny), inputs_of(tiny, variant), reference(tiny, variant)
-    monkeypatch.setattr(Reuse, "predict", lambda _, state, step: torch.zeros_like(state))
+    nothing_learnt(monkeypatch)
     options = REPEATED | {"Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "max_warmup_steps": 1}
     with caching(model, options), Request(2):
         output_of(model, kwargs)
@@ -294,7 +310,9 @@ def test_observed_data_flow_agrees_with_the_row(tiny: TinyModel, variant: str) -
         for slot, declared in enumerate(flow.continues):
             seen = probe.continued()[slot]
             assert seen <= {declared}
-            assert seen or variant, f"{flow.label}: output {slot} is not seen to arrive anywhere"
+            # What is reshaped on its way from list to list is not the same object.
+            hidden = declared is None or flow.along is not None
+            assert seen or variant or hidden, f"{flow.label}: output {slot} is not seen to arrive anywhere"
 
 
 # --- the model afterwards and meanwhile ---

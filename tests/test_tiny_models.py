@@ -27,7 +27,7 @@ def relative_change(outputs: tuple[Tensor, ...], reference: tuple[Tensor, ...]) 
 
 
 def left_out(block: nn.Module, flow: BlockList, kwargs: dict[str, Any], model: nn.Module) -> Any:
-    """Output of the model when `block` hands its streams through."""
+    """Output of the model when `block` hands its streams through and adds nothing on the side."""
     signature = inspect.signature(type(block).forward)
 
     def identity(module: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> Any:
@@ -36,7 +36,7 @@ def left_out(block: nn.Module, flow: BlockList, kwargs: dict[str, Any], model: n
             return arguments[flow.main]
         # SD3: the last block drops the text stream.
         return tuple(
-            part if part is None or name is None else arguments[name]
+            part if part is None else torch.zeros_like(part) if name is None else arguments[name]
             for name, part in zip(flow.continues, output, strict=True)
         )
 
