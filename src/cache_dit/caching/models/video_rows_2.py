@@ -1,7 +1,61 @@
-"""Rows of video models."""
+"""Rows of video models.
+
+E is short for encoder hidden states and H for hidden states, as in `ForwardPattern`.
+"""
 
 from __future__ import annotations
 
-from cache_dit.caching.models.row import Row
+from cache_dit.caching.forward_pattern import ENCODER as E
+from cache_dit.caching.forward_pattern import HIDDEN as H
+from cache_dit.caching.models.row import Row, returns, returns_one
 
-ROWS: tuple[Row, ...] = ()
+ROWS: tuple[Row, ...] = (
+    Row(
+        name="LTX2VideoTransformer3DModel",
+        lists=(returns("transformer_blocks", H, "audio_hidden_states"),),
+        blocks=("LTX2VideoTransformerBlock",),
+        pipelines=("LTX2", "Echo"),
+    ),
+    Row(
+        name="LatteTransformer3DModel",
+        lists=(returns_one("transformer_blocks", along="temporal_transformer_blocks"),),
+        blocks=("BasicTransformerBlock",),
+        pipelines=("Latte",),
+    ),
+    Row(
+        name="MochiTransformer3DModel",
+        lists=(returns("transformer_blocks", H, E),),
+        blocks=("MochiTransformerBlock",),
+        pipelines=("Mochi",),
+    ),
+    Row(
+        name="SanaVideoTransformer3DModel",
+        lists=(returns_one("transformer_blocks"),),
+        blocks=("SanaVideoTransformerBlock",),
+        pipelines=("SanaVideo", "SanaImageToVideo"),
+        controls=("controlnet_block_samples",),
+    ),
+    Row(
+        name="SkyReelsV2Transformer3DModel",
+        lists=(returns_one("blocks"),),
+        blocks=("SkyReelsV2TransformerBlock",),
+        pipelines=("SkyReelsV2",),
+    ),
+    Row(
+        name="WanAnimateTransformer3DModel",
+        lists=(returns_one("blocks"),),
+        blocks=("WanTransformerBlock",),
+        pipelines=("WanAnimatePipeline",),
+        muted=("face_adapter",),
+    ),
+    Row(
+        name="WanVACETransformer3DModel",
+        lists=(
+            returns("vace_blocks", None, "control_hidden_states", main="control_hidden_states"),
+            returns_one("blocks"),
+        ),
+        blocks=("WanTransformerBlock", "WanVACETransformerBlock"),
+        pipelines=("WanVACE", "Wan22Vace"),
+        controls=("control_hidden_states_scale",),
+    ),
+)
