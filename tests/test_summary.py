@@ -136,7 +136,10 @@ def test_nothing_measured_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
 def test_nothing_has_run(capsys: pytest.CaptureFixture[str]) -> None:
     model = enable_cache(QWEN_IMAGE.build())
     assert summary(model) == []
-    assert capsys.readouterr().out == "Nothing has run since enable_cache.\n"
+    assert capsys.readouterr().out == (
+        "Note: QwenImageTransformer2DModel: not run: no forward since enable_cache; run the pipeline, then "
+        "ask again.\n"
+    )
 
 
 @pytest.mark.usefixtures("no_flops")

@@ -24,7 +24,7 @@ from cache_dit.caching.config import (
 from cache_dit.caching.engine.requests import Request
 from cache_dit.caching.maths.masks import steps_mask
 from cache_dit.errors import CacheDiTError
-from cache_dit.report import CacheStats, strify, summary
+from cache_dit.report import CacheStats, Finding, diagnose, strify, summary
 
 NONE = CacheType.NONE
 DBCache = CacheType.DBCache
@@ -49,6 +49,7 @@ __all__ = [
     "CalibratorConfig",
     "DBCache",
     "DBCacheConfig",
+    "Finding",
     "ForwardPattern",
     "ParamsModifier",
     "Pattern_0",
@@ -60,6 +61,7 @@ __all__ = [
     "Request",
     "TaylorSeerCalibratorConfig",
     "__version__",
+    "diagnose",
     "disable_cache",
     "enable_cache",
     "get_adapter",

@@ -87,7 +87,9 @@ def enable_cache(
         for entry, own in zip(lists, modifiers, strict=True)
     ]
     for attached in made:
-        put_on(attached.lists.model, attached)
+        before = attachment_of(attached.lists.model)
+        replaced = None if before is None else before.strify()
+        put_on(attached.lists.model, dataclasses.replace(attached, replaced=replaced))
     for compiled in compiled_of(pipe_or_adapter):
         rebind(compiled)
     pipe = pipeline_of(adapter or pipe_or_adapter)

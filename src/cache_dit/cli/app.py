@@ -8,6 +8,7 @@ import typer
 
 from cache_dit._version import __version__
 from cache_dit.cli.demo import demo
+from cache_dit.cli.doctor import doctor
 
 app = typer.Typer(
     name="cache-dit",
@@ -17,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
+app.command()(doctor)
 
 
 def _version(wanted: bool) -> None:

@@ -86,18 +86,17 @@ def stats_of(attached: Attachment) -> list[CacheStats]:
     flops = forward_flops(attached.lists.model, *session.example)
     plan = session.plan
     made = []
-    for number, segment in enumerate(plan.segments):
-        if segment.gate is None:
-            continue
+    leaders = [number for number, segment in enumerate(plan.segments) if segment.gate is not None]
+    for place, number in enumerate(leaders):
         members = [
             index for index, other in enumerate(plan.segments) if index == number or other.leader == number
         ]
-        setting = attached.settings[number if len(attached.settings) > 1 else 0]
+        setting = attached.settings[place if len(attached.settings) > 1 else 0]
         steps = tuple(step for step in record.steps if step.segment == number)
         made.append(
             CacheStats(
                 model=attached.lists.name,
-                lists=tuple(path for index in members for path in plan.segments[index].paths),
+                lists=tuple(dict.fromkeys(path for index in members for path in plan.segments[index].paths)),
                 config=f"{setting.cache.cache_type.value}_{setting.cache.strify()}_{setting.calibrator.strify()}",
                 forecaster=setting.calibrator.describe(),
                 total_steps=max((step.step for step in steps), default=-1) + 1,

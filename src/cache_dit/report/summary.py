@@ -8,6 +8,7 @@ import torch
 
 from cache_dit.api import attachments_of
 from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
+from cache_dit.report.findings import diagnose
 from cache_dit.report.stats import CacheStats, stats_of
 
 _COLUMNS = (
@@ -19,7 +20,7 @@ _POINTS = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 def summary(pipe_or_adapter: Any, details: bool = False, logging: bool = True) -> list[CacheStats]:
-    """Tell what caching did in the last run.
+    """Tell what caching did in the last run, and below it what `diagnose` finds wrong or idle.
 
     Args:
         pipe_or_adapter: What `enable_cache` was given, or the pipeline or transformer itself.
@@ -37,7 +38,8 @@ def summary(pipe_or_adapter: Any, details: bool = False, logging: bool = True) -
     attached = attachments_of(pipe_or_adapter)
     stats = [entry for one in attached for entry in stats_of(one)]
     if logging:
-        print("\n\n".join(_text(entry, details) for entry in stats) or "Nothing has run since enable_cache.")
+        found = [f"Note: {finding}" for finding in diagnose(pipe_or_adapter, logging=False)]
+        print("\n\n".join([*(_text(entry, details) for entry in stats), *found]))
     return stats
 
 

@@ -18,12 +18,14 @@ class Attachment:
         settings: One for all lists, or one for each.
         shares_run: Other transformers take part in the run.
         session: The engine.
+        replaced: Configuration, in short form, that was in force when caching was enabled again; else None.
     """
 
     lists: Lists
     settings: tuple[Setting, ...]
     shares_run: bool
     session: Session
+    replaced: str | None = None
 
     def changed(self, change: Callable[[Setting], Setting]) -> Attachment:
         """The same lists under changed settings and with a session of their own."""

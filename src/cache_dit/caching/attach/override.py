@@ -58,7 +58,7 @@ def take_off(model: nn.Module) -> None:
         return
     plan = attached.session.plan
     swapped = (model, *plan.blocks, *plan.muted)
-    covered = [thing for thing in swapped if _is_covered(thing)]
+    covered = [thing for thing in swapped if is_covered(thing)]
     if covered:
         raise CacheDiTError(
             f"{type(covered[0]).__name__} was wrapped by something else (such as fully_shard) after "
@@ -98,7 +98,8 @@ def _restore(thing: object) -> None:
     _swap(thing, plain_class(thing))
 
 
-def _is_covered(thing: object) -> bool:
+def is_covered(thing: object) -> bool:
+    """Whether something else has replaced the class of an object since caching did."""
     return plain_class(thing) is type(thing) and hasattr(type(thing), _PLAIN)
 
 

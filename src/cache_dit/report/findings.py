@@ -1,0 +1,221 @@
+"""The doctor: what is wrong or idle about caching, found in the records of the last run and on the model."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from cache_dit.api import attachments_of
+from cache_dit.caching.attach.attachment import Attachment
+from cache_dit.caching.attach.override import is_covered
+from cache_dit.caching.attach.targets import compiled_of, uncompiled
+from cache_dit.caching.maths.gates import Reason
+from cache_dit.report.flops import forward_flops
+from cache_dit.report.stats import CacheStats, stats_of
+
+_NOTABLE_SHARE = 0.1
+"""Blocks outside of the cached lists are worth a word from this share of the FLOPs on."""
+_LARGEST_THRESHOLD = 0.95
+"""From 1 on a threshold caches always."""
+
+
+class Problem(Enum):
+    """What can be the matter."""
+
+    NOT_RUN = "not run"
+    NEVER_CACHED = "never cached"
+    WARMUP = "warm-up too long"
+    BRANCHES = "CFG branches"
+    NOT_COVERED = "list not covered"
+    COVERED = "wrapped afterwards"
+    COMPILED = "compiled whole"
+    SECOND_CACHE = "two caches"
+    REPLACED = "enabled twice"
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong or idle.
+
+    Attributes:
+        problem: Its kind.
+        model: Class name of the transformer.
+        text: What is the matter, in words and figures, and what to do about it.
+    """
+
+    problem: Problem
+    model: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.model}: {self.problem.value}: {self.text}"
+
+
+def diagnose(pipe_or_adapter: Any, logging: bool = True) -> list[Finding]:
+    """Say what is wrong or idle: best after a run.
+
+    Args:
+        pipe_or_adapter: What `enable_cache` was given, or the pipeline or transformer itself.
+        logging: Print; False only returns the data.
+
+    Returns:
+        The findings, none where all is well. `summary` tells the same below its table.
+
+    Raises:
+        UnsupportedModelError: The object is no pipeline, transformer or adapter.
+        ConfigError: Caching is not enabled on it.
+
+    Example:
+        >>> cache_dit.enable_cache(pipe, DBCacheConfig(residual_diff_threshold=0.01))
+        >>> pipe("a red house")
+        >>> cache_dit.diagnose(pipe)
+        FluxTransformer2DModel: never cached: residual_diff_threshold is 0.01 but the smallest change ...
+    """
+    compiled = {id(uncompiled(model)) for model in compiled_of(pipe_or_adapter)}
+    found = [
+        finding
+        for attached in attachments_of(pipe_or_adapter)
+        for finding in findings_of(
+            attached, stats_of(attached), compiled=id(attached.lists.model) in compiled
+        )
+    ]
+    if logging:
+        print("\n".join(map(str, found)) or "Nothing is wrong: steps are cached as configured.")
+    return found
+
+
+def findings_of(attached: Attachment, stats: list[CacheStats], *, compiled: bool) -> list[Finding]:
+    """The findings of one transformer from its statistics; `compiled`: `torch.compile` returned it."""
+    found = [*_of_model(attached, compiled)]
+    if not stats:
+        found.append((Problem.NOT_RUN, "no forward since enable_cache; run the pipeline, then ask again."))
+    for number, entry in enumerate(stats):
+        setting = attached.settings[number if len(attached.settings) > 1 else 0]
+        where = f"{' + '.join(entry.lists)}: " if len(stats) > 1 else ""
+        found += [(problem, where + text) for problem, text in _of_steps(entry, setting.cache)]
+    if stats:
+        found += [*_of_branches(attached, stats[0]), *_of_lists(attached)]
+    return [Finding(problem, attached.lists.name, text) for problem, text in found]
+
+
+_Found = tuple[Problem, str]
+
+
+def _of_model(attached: Attachment, compiled: bool) -> Iterator[_Found]:
+    model: Any = attached.lists.model
+    if compiled or getattr(model, "_compiled_call_impl", None) is not None:
+        yield (
+            Problem.COMPILED,
+            "the whole transformer is compiled, so its graph breaks at every block; compile the blocks "
+            "alone: transformer.compile_repeated_blocks(fullgraph=True).",
+        )
+    if getattr(model, "is_cache_enabled", False):
+        yield (
+            Problem.SECOND_CACHE,
+            "a cache of diffusers is enabled on this transformer too, and each takes the other's skipped "
+            "steps for computed ones; call transformer.disable_cache().",
+        )
+    wrapped = [block for block in attached.session.plan.blocks if is_covered(block)]
+    if wrapped or is_covered(model):
+        yield (
+            Problem.COVERED,
+            f"{type(wrapped[0] if wrapped else model).__name__} was wrapped (by fully_shard or the like) "
+            "after enable_cache, so the wrapper runs on skipped steps too; wrap first, then enable.",
+        )
+    if attached.replaced is not None:
+        yield (
+            Problem.REPLACED,
+            f"enable_cache was called again: {attached.strify()} took the place of {attached.replaced}.",
+        )
+
+
+def _of_steps(stats: CacheStats, cache: Any) -> Iterator[_Found]:
+    if stats.cached_steps or stats.cfg_cached_steps:
+        return
+    steps, changes = stats.of(0), list(stats.changes(0).values())
+    reason, count = Counter(step.verdict.reason for step in steps[1:] or steps).most_common(1)[0]
+    if reason is Reason.OFF:
+        yield (
+            Problem.NEVER_CACHED,
+            "residual_diff_threshold is 0, so every step is computed; start with 0.08.",
+        )
+    elif cache.max_warmup_steps >= len(steps) and reason is Reason.WARMUP:
+        yield (
+            Problem.WARMUP,
+            f"max_warmup_steps is {cache.max_warmup_steps} but the run has {len(steps)} steps; give "
+            f"{max(1, len(steps) // 4)}.",
+        )
+    elif changes and min(changes) >= cache.residual_diff_threshold:
+        yield (
+            Problem.NEVER_CACHED,
+            f"residual_diff_threshold is {cache.residual_diff_threshold:g} but the smallest change seen is "
+            f"{min(changes):.3g}; {_better(statistics.median(changes))}",
+        )
+    else:
+        share = f"{count} of {len(steps)} steps were computed because of this: {reason.value}."
+        yield Problem.NEVER_CACHED, f"{share} {_ADVICE[reason]}"
+
+
+def _better(median: float) -> str:
+    if not median < _LARGEST_THRESHOLD:
+        return "the steps have too little in common for any threshold to cache half of them."
+    return f"{median * 1.05:.2g} would have cached about half of the measured steps."
+
+
+_ADVICE = dict.fromkeys(Reason, "See summary(pipe, details=True).") | {
+    Reason.MASK: "Give a steps_computation_mask with zeros, see cache_dit.steps_mask.",
+    Reason.WARMUP: "Lower max_warmup_steps.",
+    Reason.RESHAPED: "The streams have another shape in every step, so there is nothing to forecast from.",
+    Reason.INCOMPLETE: "The last block of the list is not called by the forward; give Bn_compute_blocks=1.",
+    Reason.SWITCHED: "The arguments of the forward, or the LoRA adapters, are others in every step.",
+    Reason.NO_HISTORY: "Every forward began a run of its own; give num_inference_steps or cache the pipe.",
+}
+
+
+def _of_branches(attached: Attachment, stats: CacheStats) -> Iterator[_Found]:
+    record = attached.session.latest
+    total = None if record is None else record.total_steps
+    calls = attached.session.plan.calls_per_step
+    if total is not None and calls is not None and len(stats.steps) != total * calls:
+        seen = len(stats.steps) / total
+        if seen == 2 and calls == 1:
+            yield (
+                Problem.BRANCHES,
+                f"{len(stats.steps)} forwards in a run of {total} steps were taken for one branch, so the "
+                "conditional and the unconditional one are mixed; set enable_separate_cfg=True.",
+            )
+        elif seen == 1 and calls == 2:
+            yield (
+                Problem.BRANCHES,
+                f"enable_separate_cfg is True but there was one forward a step in a run of {total}, so every "
+                "other step was taken for the other branch; set enable_separate_cfg=False.",
+            )
+    elif calls is None and len(stats.branches) > 1 and not all(map(str.isidentifier, stats.branches)):
+        yield (
+            Problem.BRANCHES,
+            f"the {len(stats.branches)} forwards of a step are not named and told apart by their order; set "
+            "enable_separate_cfg=True, or name them: with transformer.cache_context('cond').",
+        )
+
+
+def _of_lists(attached: Attachment) -> Iterator[_Found]:
+    model, example = attached.lists.model, attached.session.example
+    flops = None if example is None else forward_flops(model, *example)
+    if flops is None or not flops[model]:
+        return
+    seen = {module for block in attached.session.plan.blocks for module in block.modules()}
+    for path, part in model.named_modules():
+        if not isinstance(part, nn.ModuleList) or len(part) < 2 or not seen.isdisjoint(part.modules()):
+            continue
+        seen.update(part.modules())
+        share = sum(flops[block] for block in part) / flops[model]
+        if share >= _NOTABLE_SHARE:
+            yield (
+                Problem.NOT_COVERED,
+                f"{path} takes {share:.0%} of the FLOPs and is not cached; declare it too: "
+                "BlockAdapter(transformer=..., blocks=[...]).",
+            )
