@@ -8,6 +8,7 @@ every parameter at unit gain.
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ class TinyModel:
     """Labels of the block lists (their attribute names), in loop order."""
     variants: Mapping[str, InputsOf] = field(default_factory=lambda: MappingProxyType({}))
     """Name -> inputs with extra arguments that act between or around blocks."""
+    bypassed: InputsOf | None = None
+    """Inputs of a forward that is no denoising step, where the class has such."""
     label: str = ""
     """Tells several configurations of one class apart."""
 
@@ -63,8 +66,13 @@ class Draw:
 
 def output_of(model: nn.Module, kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
     """Run one forward without gradients and return all output tensors."""
+    # HunyuanDiT empties the list of residuals that it is given.
+    own = {name: list(value) if isinstance(value, list) else value for name, value in kwargs.items()}
+    # Some models always return their tensor as it is.
+    if "return_dict" in inspect.signature(model.forward).parameters:
+        own["return_dict"] = False
     with torch.no_grad():
-        return tuple(_tensors(model(**kwargs, return_dict=False)))
+        return tuple(_tensors(model(**own)))
 
 
 def _tensors(value: object) -> list[Tensor]:
