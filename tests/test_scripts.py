@@ -65,3 +65,27 @@ def test_the_benchmark_of_the_engine(
     rows = [line.split("|") for line in text[text.index("# Cost") :].splitlines() if "fast mask |" in line]
     assert [row[1].strip() for row in rows] == ["1", "4"]
     assert all(0.3 < float(row[7]) < 1.0 for row in rows)
+
+
+def test_the_table_of_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    models = importlib.import_module("models")
+    monkeypatch.setattr(sys, "argv", ["models.py", "--only", "FluxTransformer2DModel"])
+    models.main()
+    text = capsys.readouterr().out
+    assert "**1 of 1 classes right in every cell**; exact 1 of 1" in text
+    (row,) = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| Flux")]
+    assert [cell.strip() for cell in row[2:4]] == ["yes", "5"]
+    assert all(0 < float(cell) < 1e-5 for cell in (row[4], row[5], row[6], row[10]))
+
+
+def test_the_table_of_models_shows_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    models = importlib.import_module("models")
+    flux = next(tiny for tiny in models.TINY_MODELS if tiny.id == "FluxTransformer2DModel")
+    monkeypatch.setattr(models.cache_dit, "disable_cache", lambda model: model)
+    line = models.measured(flux)
+    assert not line.restored
+    assert not line.right
+    assert "**0 of 1 classes right in every cell**" in models.table([line])
+    assert "| **no** |" in models.table([line])
