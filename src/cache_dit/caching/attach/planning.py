@@ -127,8 +127,9 @@ def _segment(
             "when it is called; such a list cannot be cached."
         )
     _check_counts(lists, number, start, tail)
-    # Under a static mask nothing is measured, so not even the first blocks run on a skipped step.
-    start = 0 if cache.static else start
+    if cache.static:
+        # Nothing is measured, so no first block runs on a skipped step unless the last ones read from it.
+        start = tail if lists.row is not None and lists.row.last_within_first else 0
     ports = _ports(lists, number)
     return Segment(
         paths=(flow.label,),
