@@ -47,6 +47,9 @@ CASES = [
 each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 each_model = pytest.mark.parametrize("tiny", TINY_MODELS, ids=lambda tiny: tiny.id)
 each_two_lists = pytest.mark.parametrize("tiny", TWO_LISTS, ids=lambda tiny: tiny.id)
+each_bypassed = pytest.mark.parametrize(
+    "tiny", [tiny for tiny in TINY_MODELS if tiny.bypassed is not None], ids=lambda tiny: tiny.id
+)
 each_case = pytest.mark.parametrize(("tiny", "variant"), CASES)
 
 
@@ -221,7 +224,8 @@ def test_static_mask_skips_the_first_blocks_too(tiny: TinyModel, variant: str) -
             outputs = [output_of(model, kwargs) for _ in range(2)]
         handle.remove()
         assert decisions(model) == "CS"
-    assert len(called) == (0 if 0 in uncalled(kwargs) else 1)
+    read_later = row_for(tiny).last_within_first
+    assert len(called) == (0 if 0 in uncalled(kwargs) else 2 if read_later else 1)
     assert max(change(output, expected) for output in outputs) < 1e-5
 
 
@@ -232,7 +236,9 @@ def test_every_block_alone(tiny: TinyModel, variant: str, monkeypatch: pytest.Mo
     off = {"residual_diff_threshold": 0.0, "Fn_compute_blocks": 1, "Bn_compute_blocks": 0}
     for number, path in enumerate(tiny.block_lists):
         count = length_of(tiny, number)
-        for index in range(1, count):
+        # Where the last blocks read what the first ones leave, a block of the first half cannot be alone.
+        first = count // 2 if row_for(tiny).last_within_first else 1
+        for index in range(first, count):
             each = [off] * len(tiny.block_lists)
             each[number] = {
                 "residual_diff_threshold": 1.0,
@@ -265,6 +271,22 @@ def test_control_no_change_moves_the_output(
         assert decisions(model) == "CS"
 
 
+# --- forwards that are no steps ---
+
+
+@each_bypassed
+def test_forwards_that_are_no_steps_are_neither_skipped_nor_counted(tiny: TinyModel) -> None:
+    assert tiny.bypassed is not None
+    model, bypassed = model_of(tiny), tiny.bypassed
+    expected = output_of(model, bypassed(0))
+    with caching(model, REPEATED | {"Fn_compute_blocks": 1, "max_warmup_steps": 1}), Request(3):
+        for _ in range(3):
+            assert equal(output_of(model, bypassed(0)), expected)
+            assert change(output_of(model, tiny.inputs(0)), reference(tiny, "")) < 1e-5
+            assert equal(output_of(model, bypassed(0)), expected)
+        assert decisions(model) == "CSS"
+
+
 # --- data flow ---
 
 
@@ -293,6 +315,14 @@ class Probe:
                 }
         return seen
 
+    def mostly_arrives(self, slot: int, name: str) -> bool:
+        """Whether the argument holds at least half of that output; a model may exchange the rest."""
+        for (_, output), (received, _) in zip(self.calls, self.calls[1:], strict=False):
+            value = output[slot] if isinstance(output, tuple) else output
+            if value.shape != received[name].shape or float((value == received[name]).float().mean()) < 0.5:
+                return False
+        return True
+
 
 @each_case
 def test_observed_data_flow_agrees_with_the_row(tiny: TinyModel, variant: str) -> None:
@@ -311,7 +341,7 @@ def test_observed_data_flow_agrees_with_the_row(tiny: TinyModel, variant: str) -
             seen = probe.continued()[slot]
             assert seen <= {declared}
             # What is reshaped on its way from list to list is not the same object.
-            hidden = declared is None or flow.along is not None
+            hidden = declared is None or flow.along is not None or probe.mostly_arrives(slot, declared)
             assert seen or variant or hidden, f"{flow.label}: output {slot} is not seen to arrive anywhere"
 
 
@@ -423,7 +453,7 @@ def test_names_of_the_row_exist_in_diffusers(row: Row) -> None:
     kind = getattr(diffusers, row.name)
     parameters = inspect.signature(kind.forward).parameters
     module = sys.modules[kind.__module__]
-    assert row.timestep in parameters
+    assert row.timestep in parameters or (row.timestep is None and "timestep" not in parameters)
     assert all(hasattr(module, name) for name in row.blocks)
     models = [model_of(tiny) for tiny in TINY_MODELS if tiny.name == row.name]
     used = {type(block).__name__ for model in models for flow in row.lists for block in flow.members(model)}
