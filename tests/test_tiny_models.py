@@ -104,4 +104,5 @@ def test_variants_run(tiny: TinyModel, variant: str) -> None:
     if variant == "attention_kwargs":
         assert all(map(torch.equal, outputs, reference))
     else:
-        assert relative_change(outputs, reference) > 1e-2
+        # With sound comes an output more.
+        assert len(outputs) != len(reference) or relative_change(outputs, reference) > 1e-2
