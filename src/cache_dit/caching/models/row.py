@@ -23,8 +23,9 @@ class BlockList:
         main: The stream whose residual is the signal.
         along: A second list whose blocks take turns with those of the first, which begin; the layout of the
             streams may differ between the two. Blocks are counted in pairs then.
-        start: Entry of the model's config, the first block that belongs here; None: from the beginning.
-        stop: Entry of the model's config, one behind the last block; None: to the end.
+        start: Entry of the model's config, the first block that belongs here; with "-" in front it is counted
+            from the end. None: from the beginning.
+        stop: Entry of the model's config, one behind the last block; likewise. None: to the end.
         each_counts: The model uses the output of every block by itself, as ControlNets do, so every block
             is forecast on its own.
     """
@@ -55,9 +56,7 @@ class BlockList:
         if self.along is not None:
             pairs = zip(blocks, _list_at(model, self.along), strict=True)
             return tuple(block for pair in pairs for block in pair)
-        config: Any = getattr(model, "config", None)
-        first, last = (None if name is None else config[name] for name in (self.start, self.stop))
-        return blocks[first:last]
+        return blocks[_place(model, self.start, len(blocks)) : _place(model, self.stop, len(blocks))]
 
 
 def returns_one(path: str, stream: str = "hidden_states", **details: Any) -> BlockList:
@@ -79,7 +78,7 @@ class Row:
         lists: In the order in which the forward runs them.
         blocks: Class names of the blocks, for regional compilation.
         pipelines: Beginnings of the class names of the pipelines that are made for it.
-        timestep: Argument of the forward that tells the time.
+        timestep: Argument of the forward that tells the time; None where it has none.
         joined: The streams keep their layout from each list to the next, so that one forecast spans all lists
             that decide together: half the memory of one forecast a list.
         last_within_first: `Bn_compute_blocks` must not exceed `Fn_compute_blocks`, because the second half
@@ -98,7 +97,7 @@ class Row:
     lists: tuple[BlockList, ...]
     blocks: tuple[str, ...]
     pipelines: tuple[str, ...] = ()
-    timestep: str = "timestep"
+    timestep: str | None = "timestep"
     joined: bool = False
     last_within_first: bool = False
     bypass: Bypass | None = None
@@ -114,6 +113,14 @@ def modules_at(model: nn.Module, path: str) -> tuple[nn.Module, ...]:
     except AttributeError:
         return ()
     return tuple(found) if isinstance(found, nn.ModuleList) else (found,)
+
+
+def _place(model: Any, name: str | None, count: int) -> int | None:
+    """Index in a list of `count` blocks that the entry of the model's config means."""
+    if name is None:
+        return None
+    place: int = model.config[name.removeprefix("-")]
+    return count - place if name.startswith("-") else place
 
 
 def _list_at(model: nn.Module, path: str) -> tuple[nn.Module, ...]:
