@@ -23,10 +23,27 @@ ROWS: tuple[Row, ...] = (
         pipelines=("Latte",),
     ),
     Row(
+        name="MiniMaxH3Transformer3DModel",
+        lists=(returns_one("transformer_blocks"),),
+        blocks=("MiniMaxH3TransformerBlock",),
+        pipelines=("MiniMaxH3",),
+    ),
+    Row(
         name="MochiTransformer3DModel",
         lists=(returns("transformer_blocks", H, E),),
         blocks=("MochiTransformerBlock",),
         pipelines=("Mochi",),
+    ),
+    Row(
+        name="MotifVideoTransformer3DModel",
+        lists=(
+            returns("transformer_blocks", H, E),
+            returns("single_transformer_blocks", H, E, stop="-num_decoder_layers"),
+            # The decoder's second stream is the video that the encoder put out.
+            returns("single_transformer_blocks", H, E, start="-num_decoder_layers"),
+        ),
+        blocks=("MotifVideoTransformerBlock", "MotifVideoSingleTransformerBlock"),
+        pipelines=("MotifVideo",),
     ),
     Row(
         name="SanaVideoTransformer3DModel",
@@ -34,6 +51,19 @@ ROWS: tuple[Row, ...] = (
         blocks=("SanaVideoTransformerBlock",),
         pipelines=("SanaVideo", "SanaImageToVideo"),
         controls=("controlnet_block_samples",),
+    ),
+    Row(
+        name="SanaWMLTX2RefinerTransformer3DModel",
+        lists=(returns_one("transformer_blocks"),),
+        blocks=("SanaWMLTX2RefinerTransformerBlock",),
+        pipelines=("SanaWMLTX2Refiner",),
+        bypass=lambda call: "capture" in (call.get("kv_cache_mode") or ""),
+    ),
+    Row(
+        name="SanaWMTransformer3DModel",
+        lists=(returns_one("blocks", "x"),),
+        blocks=("SanaVideoMSCamCtrlBlock",),
+        pipelines=("SanaWMPipeline",),
     ),
     Row(
         name="SkyReelsV2Transformer3DModel",
@@ -56,6 +86,5 @@ ROWS: tuple[Row, ...] = (
         ),
         blocks=("WanTransformerBlock", "WanVACETransformerBlock"),
         pipelines=("WanVACE", "Wan22Vace"),
-        controls=("control_hidden_states_scale",),
     ),
 )
