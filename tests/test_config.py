@@ -39,6 +39,7 @@ DEFAULTS = {
     "steps_computation_policy": "dynamic",
     "force_refresh_step_hint": None,
     "force_refresh_step_policy": "once",
+    "max_live_requests": 64,
 }
 
 OUT_OF_RANGE = [
@@ -61,6 +62,7 @@ OUT_OF_RANGE = [
     ("steps_computation_policy", None, "'dynamic', 'static'"),
     ("force_refresh_step_hint", 0, "at least 1"),
     ("force_refresh_step_policy", "always", "'once', 'repeat'"),
+    ("max_live_requests", 0, "at least 1, or -1 for no limit"),
 ]
 WRONG_TYPE = [
     ("Fn_compute_blocks", 1.0, "a float; give a whole number"),

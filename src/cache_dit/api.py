@@ -151,8 +151,8 @@ def refresh_context(
     )
 
     def change(setting: Setting) -> Setting:
-        cache = setting.cache if cache_config is None else setting.cache.updated(cache_config)
-        return Setting(dataclasses.replace(cache, **steps), calibrator_config or setting.calibrator)
+        new = setting.updated(cache_config, calibrator_config)
+        return dataclasses.replace(new, cache=dataclasses.replace(new.cache, **steps))
 
     made = [attached.changed(change) for attached in attachments_of(pipe_or_adapter)]
     for attached in made:

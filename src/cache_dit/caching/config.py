@@ -57,6 +57,8 @@ class BasicCacheConfig(Options):
         force_refresh_step_hint: Step at which everything kept is dropped and counting starts again, for
             pipelines with several denoising stages in one call. None: never.
         force_refresh_step_policy: "once" at that step, or "repeat" every that many steps.
+        max_live_requests: Most requests that may keep state in one transformer at a time; one more is an
+            error, before it costs memory. -1: no limit. See `cache_dit.Request`. Default 64.
     """
 
     Fn_compute_blocks: int = option(whole(1), default=8)
@@ -75,6 +77,7 @@ class BasicCacheConfig(Options):
     steps_computation_policy: str = option(one_of("dynamic", "static"), default="dynamic")
     force_refresh_step_hint: int | None = option(optional(whole(1)), default=None)
     force_refresh_step_policy: str = option(one_of("once", "repeat"), default="once")
+    max_live_requests: int = option(whole(1, unlimited=True), default=64)
 
     def __post_init__(self) -> None:
         super().__post_init__()

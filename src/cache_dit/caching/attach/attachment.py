@@ -6,10 +6,13 @@ import dataclasses
 from collections.abc import Callable
 
 from cache_dit.caching.attach.planning import Lists, Setting, make_plan
+from cache_dit.caching.config import BasicCacheConfig
+from cache_dit.caching.engine.requests import LiveRuns, Request
 from cache_dit.caching.engine.session import Session
+from cache_dit.errors import ConfigError
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Attachment:
     """One transformer's lists, settings and session; made anew for every change of configuration.
 
@@ -31,6 +34,24 @@ class Attachment:
         """The same lists under changed settings and with a session of their own."""
         return attachment(self.lists, tuple(map(change, self.settings)), shares_run=self.shares_run)
 
+    def of(self, request: Request) -> Attachment:
+        """What is in force for a request: this, or the same under the request's own configuration.
+
+        Raises:
+            ConfigError: An option of the request does not fit the model.
+        """
+        if not request.configured:
+            return self
+        own: Attachment | None = request.attachments.get(self)
+        if own is None:
+            settings = [one.updated(request.cache_config, request.calibrator_config) for one in self.settings]
+            for before, after in zip(self.settings, settings, strict=True):
+                _check_limit(before.cache.max_live_requests, after.cache.max_live_requests)
+            own = request.attachments[self] = attachment(
+                self.lists, tuple(settings), shares_run=self.shares_run, live=self.session.live
+            )
+        return own
+
     def strify(self) -> str:
         """Configuration in short form, such as `DBCache_F8B0_W8I1M0MC0_R0.08_T0O0`."""
         return "+".join(
@@ -39,12 +60,30 @@ class Attachment:
         )
 
 
-def attachment(lists: Lists, settings: tuple[Setting, ...], *, shares_run: bool) -> Attachment:
+def attachment(
+    lists: Lists, settings: tuple[Setting, ...], *, shares_run: bool, live: LiveRuns | None = None
+) -> Attachment:
     """Check the settings against the model and make its session; the model is not touched.
+
+    Args:
+        lists: What is cached.
+        settings: One for all lists, or one for each.
+        shares_run: Other transformers take part in the run.
+        live: The runs that count against the limit of this model; None: there are none yet.
 
     Raises:
         ConfigError: An option does not fit the model.
         PatternError: A declared stream is no argument of the blocks.
     """
-    session = Session(make_plan(lists, settings, shares_run=shares_run))
+    plan = make_plan(lists, settings, shares_run=shares_run)
+    session = Session(plan, live or LiveRuns(settings[0].cache.max_live_requests))
     return Attachment(lists=lists, settings=settings, shares_run=shares_run, session=session)
+
+
+def _check_limit(model: int, request: int) -> None:
+    # A whole configuration always has a limit: only one that was chosen can be a mistake.
+    if request not in (model, BasicCacheConfig.max_live_requests):
+        raise ConfigError(
+            f"max_live_requests is {request} in the configuration of a request, but it counts for all those "
+            f"of the transformer, where it is {model}; set it in enable_cache."
+        )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cache_dit.caching.attach.attachment import Attachment
 from cache_dit.caching.engine.forward import current_frame
-from cache_dit.caching.engine.requests import Request, branch_name
+from cache_dit.caching.engine.requests import Request, branch_name, current_request
 from cache_dit.errors import CacheDiTError, PatternError
 
 _PLAIN = "_cache_dit_plain_class"
@@ -166,7 +166,8 @@ def _transformer_class(plain: Any) -> type:
         if attached is None:
             return call(self, *args, **kwargs)
         try:
-            return attached.session.forward(call, self, args, kwargs)
+            request = current_request()
+            return attached.of(request).session.forward(request, call, self, args, kwargs)
         except PatternError:
             # The declaration is wrong, so every later forward would fail as well.
             take_off(self)

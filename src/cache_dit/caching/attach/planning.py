@@ -12,6 +12,7 @@ from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
 from cache_dit.caching.engine.plan import Plan, Segment
 from cache_dit.caching.engine.ports import Port, Ports
 from cache_dit.caching.models.row import BlockList, Row, modules_at
+from cache_dit.caching.options import Override
 from cache_dit.errors import ConfigError, PatternError
 
 # Options that say what a forward is in its run, which cannot differ between the lists that it goes through.
@@ -22,6 +23,7 @@ _RUN_WIDE = (
     "num_inference_steps",
     "force_refresh_step_hint",
     "force_refresh_step_policy",
+    "max_live_requests",
 )
 
 
@@ -55,6 +57,15 @@ class Setting:
 
     cache: BasicCacheConfig
     calibrator: CalibratorConfig
+
+    def updated(
+        self, cache: BasicCacheConfig | Override | None, calibrator: CalibratorConfig | None
+    ) -> Setting:
+        """A copy with what is given in place of what was set; None keeps it."""
+        return Setting(
+            self.cache if cache is None else self.cache.updated(cache),
+            self.calibrator if calibrator is None else calibrator,
+        )
 
 
 def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) -> Plan:

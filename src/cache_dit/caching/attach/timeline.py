@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cache_dit.caching.engine.requests import Request
+from cache_dit.caching.engine.requests import Request, current_request
 
 
 class PipelineTimeline:
@@ -33,7 +33,8 @@ class PipelineTimeline:
 
 
 def pipeline_request(pipe: Any) -> Request:
-    """The request for one call of a pipeline."""
-    request = Request()
+    """The request for one call of a pipeline, with the configuration of the request around it."""
+    around = current_request()
+    request = Request(cache_config=around.cache_config, calibrator_config=around.calibrator_config)
     request.timeline = PipelineTimeline(pipe)
     return request

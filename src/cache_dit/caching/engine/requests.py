@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Protocol, Self
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
+from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
+from cache_dit.caching.options import Override, instance_of, optional, whole
 from cache_dit.errors import ConfigError
 
 
@@ -28,32 +30,56 @@ class Request:
     """One image or video in the making: forwards inside `with request:` share a cache of their own.
 
     A pipeline opens a request for each of its calls by itself. Whoever calls a transformer step by step, for
-    many requests in turn, makes one for each and enters it around every forward, in any thread or task:
+    many requests in turn, makes one for each and enters it around every forward, in any thread or task. The
+    forwards of one request follow one another; those of different requests may run at the same time.
 
         >>> request = Request(num_inference_steps=28)
         >>> with request:                # as often as needed
         ...     noise = transformer(...)
 
-    What is cached for a request is freed with the object.
+    What is cached for a request is freed after its last step where `num_inference_steps` is known, with
+    `close()`, and with the object.
 
     Args:
-        num_inference_steps: Steps of the run; None for unknown.
+        num_inference_steps: Steps of the run. None (default): as in the configuration, or unknown.
+        cache_config: Configuration of this request, or `DBCacheConfig().reset(...)` to change the fields
+            named in that of the transformer; checked against the model at the first forward. None (default):
+            that of the transformer.
+        calibrator_config: Calibrator of this request. None (default): that of the transformer.
 
     Raises:
         ConfigError: `num_inference_steps` is below 1.
+        ConfigTypeError: An argument has the wrong type.
     """
 
-    def __init__(self, num_inference_steps: int | None = None) -> None:
-        if num_inference_steps is not None and num_inference_steps < 1:
-            raise ConfigError(f"num_inference_steps is {num_inference_steps}; give 1 or more, or None.")
+    def __init__(
+        self,
+        num_inference_steps: int | None = None,
+        cache_config: BasicCacheConfig | Override | None = None,
+        calibrator_config: CalibratorConfig | None = None,
+    ) -> None:
+        optional(whole(1))("num_inference_steps", num_inference_steps)
+        optional(instance_of(BasicCacheConfig, Override))("cache_config", cache_config)
+        optional(instance_of(CalibratorConfig))("calibrator_config", calibrator_config)
         self.num_inference_steps = num_inference_steps
+        self.cache_config = cache_config
+        self.calibrator_config = calibrator_config
         self.timeline: Timeline | None = None
         self.implicit = False
         self.states: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-        self._tokens: list[Token[Request | None]] = []
+        self.attachments: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+    @property
+    def configured(self) -> bool:
+        """Whether it has a configuration of its own."""
+        return self.cache_config is not None or self.calibrator_config is not None
+
+    def close(self) -> None:
+        """Free what is cached for the request, as when it is aborted; a later forward begins a new run."""
+        self.states.clear()
 
     def __enter__(self) -> Self:
-        self._tokens.append(_request.set(self))
+        _entered.set((*_entered.get(), self))
         return self
 
     def __exit__(
@@ -62,10 +88,47 @@ class Request:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _request.reset(self._tokens.pop())
+        # By search and not by a token: two threads or tasks may have entered the same request.
+        entered = _entered.get()
+        last = max((place for place, request in enumerate(entered) if request is self), default=len(entered))
+        _entered.set(entered[:last] + entered[last + 1 :])
 
 
-_request: ContextVar[Request | None] = ContextVar("cache_dit_request", default=None)
+class LiveRuns:
+    """The runs that keep state in one transformer, and how many of them there may be.
+
+    Args:
+        limit: Most runs; -1: no limit.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._runs: WeakSet[Any] = WeakSet()
+        self._lock = threading.Lock()
+
+    def admit(self, run: object, model: str) -> None:
+        """Count a run that begins.
+
+        Raises:
+            ConfigError: There are as many as there may be.
+        """
+        with self._lock:
+            if 0 <= self._limit <= len(self._runs):
+                raise ConfigError(
+                    f"max_live_requests is {self._limit} and as many requests keep state in {model}, so no "
+                    "other can begin. Let some end first (a request ends after the last step where "
+                    "Request(num_inference_steps=...) tells it, with close(), and with the object) or "
+                    "give a larger max_live_requests to enable_cache, -1 for no limit."
+                )
+            self._runs.add(run)
+
+    def release(self, run: object) -> None:
+        """Count a run no more that has ended; nothing happens where it was not counted."""
+        with self._lock:
+            self._runs.discard(run)
+
+
+_entered: ContextVar[tuple[Request, ...]] = ContextVar("cache_dit_requests", default=())
 _implicit: ContextVar[tuple[ReferenceType[Any], Request] | None] = ContextVar(
     "cache_dit_implicit_request", default=None
 )
@@ -75,9 +138,9 @@ branch_name: ContextVar[str | None] = ContextVar("cache_dit_branch", default=Non
 
 def current_request() -> Request:
     """The request entered last in this thread or task, or the one for all its unannounced forwards."""
-    request = _request.get()
-    if request is not None:
-        return request
+    entered = _entered.get()
+    if entered:
+        return entered[-1]
     kept, owner = _implicit.get(), _thread_or_task()
     # Tasks, and threads started from one, get a copy of the context variables: what another one has put
     # there is not theirs.

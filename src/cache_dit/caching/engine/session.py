@@ -16,7 +16,7 @@ from cache_dit.caching.engine.forward import Frame, SegmentRun, current_frame
 from cache_dit.caching.engine.plan import Plan, Segment
 from cache_dit.caching.engine.ports import Arguments, Keywords
 from cache_dit.caching.engine.records import RunRecord, StepRecord
-from cache_dit.caching.engine.requests import Request, branch_name, current_request
+from cache_dit.caching.engine.requests import LiveRuns, Request, branch_name
 from cache_dit.caching.engine.state import SegmentState
 from cache_dit.caching.maths.gates import Gate, Reason, Verdict
 from cache_dit.errors import ConfigError
@@ -25,7 +25,7 @@ from cache_dit.errors import ConfigError
 class RunState:
     """Everything that one request keeps for one transformer."""
 
-    __slots__ = ("branches", "changes", "clock", "conditions", "first", "record", "total")
+    __slots__ = ("__weakref__", "branches", "changes", "clock", "conditions", "first", "record", "total")
 
     def __init__(self, clock: Clock, total: int | None) -> None:
         self.clock = clock
@@ -46,21 +46,24 @@ class Session:
 
     Attributes:
         plan: What is cached and how.
+        live: The runs that keep state in this transformer, under this plan or another.
         latest: Record of the run that began last.
         example: Arguments of the latest run's first forward, as tensors without memory (device "meta").
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, live: LiveRuns) -> None:
         self.plan = plan
+        self.live = live
         self.latest: RunRecord | None = None
         self.example: tuple[Arguments, Keywords] | None = None
         self._verified = False
 
-    def forward(self, call: Callable[..., Any], model: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
-        """One forward of the transformer; `call` is its own `__call__`."""
+    def forward(
+        self, request: Request, call: Callable[..., Any], model: nn.Module, args: Arguments, kwargs: Keywords
+    ) -> Any:
+        """One forward of the transformer for a request; `call` is its own `__call__`."""
         if self.plan.bypass is not None and self.plan.bypass(self._named(args, kwargs)):
             return call(model, *args, **kwargs)
-        request = current_request()
         try:
             return self._forward(request, call, model, args, kwargs)
         except BaseException:
@@ -70,12 +73,14 @@ class Session:
 
     def drop(self, request: Request) -> None:
         """Forget what a request has kept here."""
-        request.states.pop(self, None)
+        state = request.states.pop(self, None)
+        if state is not None:
+            self.live.release(state)
 
     def _forward(
         self, request: Request, call: Callable[..., Any], model: nn.Module, args: Arguments, kwargs: Keywords
     ) -> Any:
-        state, tick, resumed = self._tick(request, args, kwargs)
+        state, tick, resumed = self._tick(request, model, args, kwargs)
         label = self._label(tick.branch)
         step, restart = self._local_step(tick.step)
         if restart or tick.branch not in state.branches:
@@ -105,20 +110,26 @@ class Session:
         self._note(state, tick, label, runs)
         if state.is_over(tick.step + 1):
             del state.branches[tick.branch]
+            if not state.branches:
+                self.live.release(state)
         return output
 
     def _named(self, args: Arguments, kwargs: Keywords) -> Keywords:
         return {**dict(zip(self.plan.parameters, args, strict=False)), **kwargs}
 
-    def _tick(self, request: Request, args: Arguments, kwargs: Keywords) -> tuple[RunState, Tick, bool]:
+    def _tick(
+        self, request: Request, model: nn.Module, args: Arguments, kwargs: Keywords
+    ) -> tuple[RunState, Tick, bool]:
         """Also: whether steps of the run have gone by without this transformer, as between two experts."""
         name = branch_name.get()
         marker = self._marker(request, name, args, kwargs)
         state: RunState | None = request.states.get(self)
         before: Any = None if state is None else state.clock.marker
         tick = None if state is None else state.clock.tick(name, marker)
-        if state is None or tick is None or (request.implicit and state.is_over(tick.step)):
-            state = request.states[self] = self._begin(request, args, kwargs)
+        # A pipeline may take more steps in one call than its scheduler tells.
+        if state is None or tick is None or (request.timeline is None and state.is_over(tick.step)):
+            self.drop(request)
+            state = request.states[self] = self._begin(request, model, args, kwargs)
             tick = state.clock.tick(name, marker)
             before = None
         assert tick is not None  # a new clock takes any first tick
@@ -126,7 +137,7 @@ class Session:
         counted = request.timeline is not None and tick.step > 1 and before is not None
         return state, tick, counted and marker is not None and marker - before > 1
 
-    def _begin(self, request: Request, args: Arguments, kwargs: Keywords) -> RunState:
+    def _begin(self, request: Request, model: nn.Module, args: Arguments, kwargs: Keywords) -> RunState:
         timeline = request.timeline
         total = request.num_inference_steps
         if total is None and timeline is not None and not self.plan.shares_run:
@@ -139,6 +150,7 @@ class Session:
                     f"cache_dit.steps_mask(mask_policy=..., total_steps={total}) or run {length} steps."
                 )
         state = RunState(Clock(self.plan.calls_per_step, strict=request.implicit), total)
+        self.live.admit(state, type(model).__name__)
         self.latest = state.record
         self.example = tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), (args, kwargs))
         return state
@@ -211,8 +223,9 @@ class Session:
     ) -> Any:
         if all(run.idle for run in runs):
             return call(model, *args, **kwargs)
-        # The first forward visits every block, to check the declared data flow.
-        slots = self.plan.slots if self._verified else self.plan.blocks
+        # The first forward visits every block, to check the declared data flow. Asked of the runs, since
+        # another thread may have ended its first forward meanwhile.
+        slots = self.plan.slots if runs[0].flow is None else self.plan.blocks
         token = current_frame.set(Frame(slots, runs))
         try:
             return call(model, *args, **kwargs)
