@@ -33,6 +33,7 @@ from cache_dit.caching.maths.forecasters import Reuse
 from cache_dit.caching.maths.gates import Reason
 from cache_dit.caching.models.row import Row, modules_at
 from cache_dit.caching.models.rows import ROWS, row_of
+from cache_dit.errors import ConfigError
 
 Outputs = tuple[Tensor, ...]
 
@@ -293,6 +294,12 @@ def test_muted_modules_do_not_run_between_skipped_blocks(tiny: TinyModel) -> Non
     # What follows the last block adds to the forecast, so it runs in any case.
     assert computed > 1
     assert len(calls) - computed <= 1
+
+
+def test_last_blocks_that_read_from_first_ones_are_not_computed_without_them() -> None:
+    tiny = next(tiny for tiny in TINY_MODELS if row_for(tiny).last_within_first)
+    with pytest.raises(ConfigError, match="Bn_compute_blocks from 0 to 1"):
+        cache_dit.enable_cache(model_of(tiny), DBCacheConfig(Fn_compute_blocks=1, Bn_compute_blocks=2))
 
 
 # --- forwards that are no steps ---
