@@ -1,4 +1,4 @@
-"""What a run is conditioned on, as far as it can be seen from a forward without looking at its values.
+"""What a run is conditioned on, as far as it can be seen without comparing prompts.
 
 When it switches in the middle of a run (a ControlNet's window ends, a LoRA is exchanged), what was learnt so
 far describes another function, so the step is computed.
@@ -8,23 +8,56 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
+from weakref import ref
 
 from torch import Tensor, nn
 
 from cache_dit.caching.engine.ports import Arguments, Keywords, Port
 
+_DIGITS = 9
+"""diffusers scales LoRAs up and down again around a forward, which leaves an error of rounding."""
 
-def condition_of(
-    model: nn.Module, controls: Sequence[Port], args: Arguments, kwargs: Keywords
-) -> tuple[Hashable, ...]:
-    """The arguments that are given, which control inputs are not zero, and the LoRA adapters in force.
 
-    Outside of their window diffusers multiplies a ControlNet's outputs by zero, so they are read: one wait
-    for the device, in forwards with control inputs only.
-    """
-    given = frozenset([name for name, value in kwargs.items() if value is not None])
-    active = tuple([_acts(port.read(args, kwargs)) for port in controls])
-    return (len(args), given, active, _adapters(model))
+class Watch:
+    """Reads the condition of every forward of a run; remembers which parts of the model have a scale."""
+
+    __slots__ = ("_adapters", "_scaled", "_version")
+
+    def __init__(self) -> None:
+        self._adapters: tuple[Any, ...] = ()
+        self._scaled: list[ref[nn.Module]] = []
+        self._version = 0
+
+    def condition(
+        self, model: nn.Module, controls: Sequence[Port], args: Arguments, kwargs: Keywords
+    ) -> Hashable:
+        """The arguments that are given, which control inputs are not zero, and the adapters' scales.
+
+        Outside of their window diffusers multiplies a ControlNet's outputs by zero, so they are read: one
+        wait for the device, in forwards with control inputs only.
+        """
+        given = frozenset([name for name, value in kwargs.items() if value is not None])
+        active = tuple([_acts(port.read(args, kwargs)) for port in controls])
+        scales, prompted = [], False
+        for value in kwargs.values():
+            # Attention arguments, with a scale for all LoRAs and with the images of IP-Adapters.
+            if type(value) is dict:
+                scales.append(value.get("scale"))
+                prompted = prompted or any([str(name).startswith("ip_") for name in value])
+        return (len(args), given, active, *scales, prompted, self._adapted(model, prompted))
+
+    def _adapted(self, model: nn.Module, prompted: bool) -> Hashable:
+        configs = vars(model).get("peft_config")
+        if not configs and not prompted:
+            return None
+        adapters = tuple((configs or {}).values())
+        # By identity, since an adapter may be replaced by another one of the same name.
+        if not self._version or tuple(map(id, adapters)) != tuple(map(id, self._adapters)):
+            self._adapters = adapters
+            self._scaled = [ref(module) for module in model.modules() if _has_scale(module)]
+            self._version += 1
+        modules = [module for module in [kept() for kept in self._scaled] if module is not None]
+        return (self._version, *map(_scale, modules))
 
 
 def _acts(value: Any) -> bool:
@@ -36,13 +69,12 @@ def _acts(value: Any) -> bool:
     return isinstance(value, (tuple, list)) and len(value) > 0 and _acts(value[0])
 
 
-def _adapters(model: nn.Module) -> Hashable:
-    if not vars(model).get("peft_config"):
-        return None
-    layers = (
-        layer for layer in model.modules() if hasattr(layer, "active_adapters") and hasattr(layer, "scaling")
-    )
-    layer: Any = next(layers, None)
-    if layer is None:
-        return None
-    return (tuple(layer.active_adapters), tuple(layer.scaling.items()), layer.disable_adapters)
+def _has_scale(module: nn.Module) -> bool:
+    return hasattr(module, "to_k_ip") or (hasattr(module, "scaling") and hasattr(module, "active_adapters"))
+
+
+def _scale(module: Any) -> Hashable:
+    if hasattr(module, "to_k_ip"):
+        return tuple(module.scale) if isinstance(module.scale, list) else module.scale
+    names = () if module.disable_adapters else module.active_adapters
+    return tuple([(name, round(module.scaling[name], _DIGITS)) for name in names if name in module.scaling])

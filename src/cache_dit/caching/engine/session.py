@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from cache_dit.caching.engine.clock import Clock, Tick
-from cache_dit.caching.engine.condition import condition_of
+from cache_dit.caching.engine.condition import Watch
 from cache_dit.caching.engine.flow import FlowCheck
 from cache_dit.caching.engine.forward import Frame, SegmentRun, current_frame
 from cache_dit.caching.engine.plan import Plan, Segment
@@ -25,7 +25,18 @@ from cache_dit.errors import ConfigError
 class RunState:
     """Everything that one request keeps for one transformer."""
 
-    __slots__ = ("__weakref__", "branches", "changes", "clock", "conditions", "first", "record", "total")
+    __slots__ = (
+        "__weakref__",
+        "branches",
+        "changes",
+        "clock",
+        "conditions",
+        "first",
+        "positions",
+        "record",
+        "total",
+        "watch",
+    )
 
     def __init__(self, clock: Clock, total: int | None) -> None:
         self.clock = clock
@@ -33,6 +44,8 @@ class RunState:
         self.first: str | int | None = None
         self.branches: dict[str | int, list[SegmentState]] = {}
         self.conditions: dict[str | int, Hashable] = {}
+        self.positions: dict[str | int, int] = {}
+        self.watch = Watch()
         self.changes: dict[int, float | None] = {}
         self.record = RunRecord(total_steps=total)
 
@@ -86,7 +99,7 @@ class Session:
         if restart or tick.branch not in state.branches:
             state.branches[tick.branch] = [SegmentState(segment) for segment in self.plan.segments]
         segments = state.branches[tick.branch]
-        condition = condition_of(model, self.plan.controls, args, kwargs)
+        condition = state.watch.condition(model, self.plan.controls, args, kwargs)
         switched = resumed or state.conditions.setdefault(tick.branch, condition) != condition
         if switched:
             state.conditions[tick.branch] = condition
@@ -120,22 +133,24 @@ class Session:
     def _tick(
         self, request: Request, model: nn.Module, args: Arguments, kwargs: Keywords
     ) -> tuple[RunState, Tick, bool]:
-        """Also: whether steps of the run have gone by without this transformer, as between two experts."""
+        """Also: whether steps of the run have gone by without this branch, as between two experts."""
         name = branch_name.get()
-        marker = self._marker(request, name, args, kwargs)
+        position = None if request.timeline is None else request.timeline.position()
+        marker = self._marker(request, name, args, kwargs) if position is None else position
         state: RunState | None = request.states.get(self)
-        before: Any = None if state is None else state.clock.marker
         tick = None if state is None else state.clock.tick(name, marker)
         # A pipeline may take more steps in one call than its scheduler tells.
         if state is None or tick is None or (request.timeline is None and state.is_over(tick.step)):
             self.drop(request)
             state = request.states[self] = self._begin(request, model, args, kwargs)
             tick = state.clock.tick(name, marker)
-            before = None
         assert tick is not None  # a new clock takes any first tick
-        # A scheduler has no index before its first step, so the second forward cannot be compared.
-        counted = request.timeline is not None and tick.step > 1 and before is not None
-        return state, tick, counted and marker is not None and marker - before > 1
+        if position is None:
+            return state, tick, False
+        before = state.positions.get(tick.branch)
+        state.positions[tick.branch] = position
+        # Schedulers have no index, and so the position -1, before their first step.
+        return state, tick, before is not None and 0 <= before < position - 1
 
     def _begin(self, request: Request, model: nn.Module, args: Arguments, kwargs: Keywords) -> RunState:
         timeline = request.timeline
@@ -157,10 +172,6 @@ class Session:
 
     def _marker(self, request: Request, name: str | None, args: Arguments, kwargs: Keywords) -> float | None:
         """What tells steps apart. Reading the timestep may wait for the device, so it is the last resort."""
-        if request.timeline is not None:
-            position = request.timeline.position()
-            if position is not None:
-                return position
         known = name is not None or self.plan.calls_per_step is not None
         if self.plan.timestep is None or (known and not request.implicit):
             return None

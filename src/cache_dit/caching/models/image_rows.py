@@ -9,11 +9,14 @@ from cache_dit.caching.forward_pattern import ENCODER as E
 from cache_dit.caching.forward_pattern import HIDDEN as H
 from cache_dit.caching.models.row import Row, returns, returns_one
 
+_CONTROLS = ("controlnet_block_samples", "controlnet_single_block_samples")
+
 ROWS: tuple[Row, ...] = (
     Row(
         name="ChromaTransformer2DModel",
         lists=(returns("transformer_blocks", E, H), returns_one("single_transformer_blocks")),
         blocks=("ChromaTransformerBlock", "ChromaSingleTransformerBlock"),
+        controls=_CONTROLS,
     ),
     Row(
         name="DiTTransformer2DModel",
@@ -25,6 +28,7 @@ ROWS: tuple[Row, ...] = (
         lists=(returns("transformer_blocks", E, H), returns("single_transformer_blocks", E, H)),
         blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
         joined=True,
+        controls=_CONTROLS,
     ),
     Row(
         name="PixArtTransformer2DModel",
@@ -35,10 +39,12 @@ ROWS: tuple[Row, ...] = (
         name="QwenImageTransformer2DModel",
         lists=(returns("transformer_blocks", E, H),),
         blocks=("QwenImageTransformerBlock",),
+        controls=("controlnet_block_samples",),
     ),
     Row(
         name="SD3Transformer2DModel",
         lists=(returns("transformer_blocks", E, H),),
         blocks=("JointTransformerBlock",),
+        controls=("block_controlnet_hidden_states",),
     ),
 )
