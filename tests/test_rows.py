@@ -20,6 +20,8 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
+from tiny.image_models_2 import QWEN_IMAGE21
 from tiny.models import TINY_MODELS, Inputs, TinyModel, output_of
 from torch import Tensor, nn
 
@@ -135,8 +137,8 @@ def nothing_learnt(patch: pytest.MonkeyPatch) -> None:
 
 
 def uncalled(kwargs: Inputs) -> set[int]:
-    """Blocks that the caller of SD3 leaves out."""
-    return set(kwargs.get("skip_layers", ()))
+    """Blocks left out: for SD3 those that the caller names, for Wan Animate 2 one without a prompt."""
+    return {9} if kwargs.get("is_uncondtion") else set(kwargs.get("skip_layers", ()))
 
 
 # --- everything computed ---
@@ -318,6 +320,24 @@ def test_forwards_that_are_no_steps_are_neither_skipped_nor_counted(tiny: TinyMo
         assert decisions(model) == "CSS"
 
 
+def test_a_step_that_fills_a_kv_cache_for_the_next_ones_is_computed_and_counted() -> None:
+    """In Qwen-Image 2.1 it is the first step; afterwards the image is the only stream that is left."""
+    model = model_of(QWEN_IMAGE21)
+
+    def run() -> list[Outputs]:
+        inputs = QWEN_IMAGE21.inputs(0) | {"kv_cache": QwenImage21KVCache(len(model.transformer_blocks))}
+        modes = ("extract", "cached", "cached", "cached")
+        return [output_of(model, inputs | {"kv_cache_mode": mode}) for mode in modes]
+
+    expected = run()
+    options = {"Fn_compute_blocks": 1, "enable_separate_cfg": False, "steps_computation_mask": [0, 0, 0, 1]}
+    with caching(model, options | {"steps_computation_policy": "static"}), Request(4):
+        for output, other in zip(run(), expected, strict=True):
+            assert change(output, other) < 1e-5
+        assert decisions(model) == "CCSC"
+        assert records(model)[1].verdict.reason is Reason.RESHAPED
+
+
 # --- data flow ---
 
 
@@ -419,6 +439,7 @@ def test_saved_copied_or_pickled_while_cached_is_a_plain_model(tiny: TinyModel, 
             output_of(model, tiny.inputs(0))
         model.save_pretrained(tmp_path)
         plain = [kind.from_pretrained(tmp_path), copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        tiny.prepare(plain[0])
         for other in plain:
             assert type(other) is kind
             assert vars(other).keys() == vars(model).keys() - {"_cache_dit_attachment"}

@@ -403,6 +403,12 @@ NUCLEUS = TinyModel(
     build=builder(
         "NucleusMoEImageTransformer2DModel",
         seed=62,
+        # Parameters with an axis more, the experts, are drawn too small by the width of the output.
+        gains={
+            f"transformer_blocks.{index}.img_mlp.experts.{name}": 32**0.5
+            for index in (3, 4)
+            for name in ("gate_up_proj", "down_proj")
+        },
         in_channels=16,
         out_channels=4,
         num_layers=6,
