@@ -21,6 +21,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
+from tiny.image_models_1 import FLUX2_KV, flux2_cached, flux2_extract
 from tiny.image_models_2 import QWEN_IMAGE21
 from tiny.models import TINY_MODELS, Inputs, TinyModel, output_of
 from torch import Tensor, nn
@@ -336,6 +337,21 @@ def test_a_step_that_fills_a_kv_cache_for_the_next_ones_is_computed_and_counted(
             assert change(output, other) < 1e-5
         assert decisions(model) == "CCSC"
         assert records(model)[1].verdict.reason is Reason.RESHAPED
+
+
+def test_a_first_step_that_fills_a_kv_cache_is_a_step() -> None:
+    model = model_of(FLUX2_KV)
+    with torch.no_grad():
+        first, kv_cache = model(**flux2_extract(0), return_dict=False)
+    expected = output_of(model, flux2_cached(1, kv_cache))
+    with caching(model, REPEATED | {"Fn_compute_blocks": 1, "max_warmup_steps": 0}), Request(4):
+        with torch.no_grad():
+            output, kv_cache = model(**flux2_extract(0), return_dict=False)
+        assert torch.equal(output, first)
+        for _ in range(3):
+            assert change(output_of(model, flux2_cached(1, kv_cache)), expected) < 1e-5
+        assert decisions(model) == "CCSS"
+        assert records(model)[1].verdict.reason is Reason.SWITCHED
 
 
 # --- data flow ---

@@ -94,9 +94,16 @@ def _flux2_kv_cache(draw: Draw) -> Inputs:
     return {"kv_cache": cache, "kv_cache_mode": "cached"}
 
 
-def _flux2_extract(seed: int) -> Inputs:
-    # The first half of the image tokens stands for the reference image.
+def flux2_extract(seed: int) -> Inputs:
+    """The first step of an edit: half of the tokens are those of the reference image."""
     return _flux2_inputs(seed) | {"kv_cache_mode": "extract", "num_ref_tokens": _IMAGE // 2}
+
+
+def flux2_cached(seed: int, cache: Flux2KVCache) -> Inputs:
+    """A later step of it, with the other half of the tokens."""
+    inputs = _flux2_inputs(seed)
+    new = {name: inputs[name][..., _IMAGE // 2 :, :] for name in ("hidden_states", "img_ids")}
+    return inputs | new | {"kv_cache": cache, "kv_cache_mode": "cached"}
 
 
 FLUX2_KV = TinyModel(
@@ -105,7 +112,6 @@ FLUX2_KV = TinyModel(
     inputs=_flux2_inputs,
     block_lists=("transformer_blocks", "single_transformer_blocks"),
     variants={"kv_cached": with_extra(_flux2_inputs, _flux2_kv_cache)},
-    bypassed=_flux2_extract,
     label="kv",
 )
 
