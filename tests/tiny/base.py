@@ -41,6 +41,8 @@ class TinyModel:
     """Name -> inputs with extra arguments that act between or around blocks."""
     bypassed: InputsOf | None = None
     """Inputs of a forward that is no denoising step, where the class has such."""
+    prepare: Callable[[Any], None] = lambda model: None
+    """What a loaded model needs besides its weights; `build` does it."""
     label: str = ""
     """Tells several configurations of one class apart."""
 

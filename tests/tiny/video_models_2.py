@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMRefinerKVCache
+from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from .base import BATCH, Draw, Inputs, TinyModel, builder, keep_all_but, with_extra
 
@@ -284,6 +286,97 @@ WAN_ANIMATE = TinyModel(
     block_lists=("blocks",),
 )
 
+_ANIMATE_2_LAYERS, _ANIMATE_2_SIDE = 12, 2
+
+
+class _CachedAttention:
+    """Attends to the cached tokens, too, as the flex attention does that diffusers has for it.
+
+    That one takes half a minute to compile its mask. What matters here is that each layer has a cache.
+    """
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, *, kv_cache: Any, kv_cache_mode: str, **_: Any
+    ) -> Tensor:
+        query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
+        parts = (query, key, attn.to_v(hidden_states))
+        query, key, value = (part.unflatten(2, (attn.heads, -1)) for part in parts)
+        if kv_cache_mode == "extract":
+            kv_cache.store(key, value)
+        else:
+            cached = kv_cache.get()
+            key, value = torch.cat([key, cached[0]], dim=1), torch.cat([value, cached[1]], dim=1)
+        parts = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        attended = scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+        output: Tensor = attn.to_out[0](attended)
+        return output
+
+
+def _with_cached_attention(model: Any) -> None:
+    for block in model.blocks:
+        block.self_attn.set_processor(_CachedAttention())
+    # The mask of videos of the size of the inputs.
+    model.block_masks[_FRAMES, _ANIMATE_2_SIDE**2] = None
+
+
+def _build_animate_2() -> nn.Module:
+    model = builder(
+        "WanAnimate2Transformer3DModel",
+        seed=213,
+        text_len=_TEXT,
+        in_dim=12,
+        dim=_WIDTH,
+        ffn_dim=64,
+        freq_dim=32,
+        text_dim=_TEXT_DIM,
+        out_dim=4,
+        num_heads=2,
+        num_layers=_ANIMATE_2_LAYERS,
+        use_img_emb=False,
+    )()
+    _with_cached_attention(model)
+    return model
+
+
+def _animate_2_inputs(seed: int) -> Inputs:
+    draw = Draw(seed)
+    side = _ANIMATE_2_SIDE
+    cache, kept = WanAnimate2KVCache(_ANIMATE_2_LAYERS), Draw(0)
+    for layer in cache.layer_caches:
+        layer.store(*(kept(BATCH, _FRAMES * side**2, 2, 16) for _ in range(2)))
+    return {
+        "hidden_states": [draw(4, _FRAMES + 1, 2 * side, 2 * side) for _ in range(BATCH)],
+        "condition_latents": [draw(8, _FRAMES + 1, 2 * side, 2 * side) for _ in range(BATCH)],
+        "encoder_hidden_states": [draw(length, _TEXT_DIM) for length in (_TEXT, _TEXT - 2)],
+        "timestep": torch.full((BATCH,), 1000 * draw.time),
+        "kv_cache": cache,
+        "kv_cache_mode": "cached",
+        "seq_len": (_FRAMES + 1) * side**2,
+        "reference_grid_sizes": torch.tensor([[_FRAMES, side, side]] * BATCH),
+        "origin_len": 4 * _FRAMES - 3,
+        "origin_area": [16 * side, 16 * side],
+    }
+
+
+def _extraction(_: Draw) -> Inputs:
+    grid = torch.tensor([[_FRAMES + 1, _ANIMATE_2_SIDE, _ANIMATE_2_SIDE]] * BATCH)
+    return {
+        "kv_cache": WanAnimate2KVCache(_ANIMATE_2_LAYERS),
+        "kv_cache_mode": "extract",
+        "offset_grid_sizes": grid,
+    }
+
+
+WAN_ANIMATE_2 = TinyModel(
+    name="WanAnimate2Transformer3DModel",
+    build=_build_animate_2,
+    prepare=_with_cached_attention,
+    inputs=_animate_2_inputs,
+    block_lists=("blocks",),
+    variants={"without_prompt": with_extra(_animate_2_inputs, lambda _: {"is_uncondtion": True})},
+    bypassed=with_extra(_animate_2_inputs, _extraction),
+)
+
 # --- two loops over one list ---
 
 
@@ -480,12 +573,17 @@ SANA_WM_REFINER = TinyModel(
         ),
         "window": with_extra(_refiner_inputs, _refined_before),
     },
+    bypassed=with_extra(
+        _refiner_inputs,
+        lambda draw: _refined_before(draw) | {"kv_cache_mode": "inject_and_capture_post_rope"},
+    ),
 )
 
 MODELS: tuple[TinyModel, ...] = (
     LTX2,
     WAN_VACE,
     WAN_ANIMATE,
+    WAN_ANIMATE_2,
     SKYREELS,
     SKYREELS_CAUSAL,
     MOCHI,

@@ -72,6 +72,13 @@ ROWS: tuple[Row, ...] = (
         pipelines=("SkyReelsV2",),
     ),
     Row(
+        name="WanAnimate2Transformer3DModel",
+        lists=(returns_one("blocks"),),
+        blocks=("WanAnimate2TransformerBlock",),
+        pipelines=("WanAnimate2",),
+        bypass=lambda call: call.get("kv_cache_mode") == "extract",
+    ),
+    Row(
         name="WanAnimateTransformer3DModel",
         lists=(returns_one("blocks"),),
         blocks=("WanTransformerBlock",),
