@@ -56,7 +56,7 @@ def _z_image_inputs(seed: int) -> Inputs:
 def _z_image_controlnet(draw: Draw) -> Inputs:
     # Image and text are each padded to 32 tokens.
     residuals = draw.residuals(3, BATCH, 64, _WIDTH)
-    return {"controlnet_block_samples": dict(zip((0, 2, 5), residuals, strict=True))}
+    return {"controlnet_block_samples": dict(zip((0, 2, 4), residuals, strict=True))}
 
 
 def _z_image_omni_inputs(seed: int) -> Inputs:
@@ -74,7 +74,7 @@ def _z_image_omni_inputs(seed: int) -> Inputs:
 _Z_IMAGE_CONFIG: Inputs = {
     "in_channels": 4,
     "dim": _WIDTH,
-    "n_layers": 6,
+    "n_layers": 5,
     "n_refiner_layers": 2,
     "n_heads": 2,
     "n_kv_heads": 2,
@@ -115,7 +115,7 @@ LUMINA2 = TinyModel(
         seed=53,
         in_channels=4,
         hidden_size=_WIDTH,
-        num_layers=6,
+        num_layers=5,
         num_attention_heads=2,
         num_kv_heads=1,
         multiple_of=16,
@@ -148,7 +148,7 @@ KREA2 = TinyModel(
         "Krea2Transformer2DModel",
         seed=54,
         in_channels=16,
-        num_layers=6,
+        num_layers=5,
         num_key_value_heads=1,
         intermediate_size=48,
         timestep_embed_dim=32,
@@ -210,7 +210,7 @@ OMNIGEN = TinyModel(
         num_attention_heads=2,
         num_key_value_heads=2,
         intermediate_size=48,
-        num_layers=6,
+        num_layers=5,
         pad_token_id=0,
         vocab_size=16,
         max_position_embeddings=64,
@@ -250,7 +250,7 @@ def _qwen21_image_inputs(seed: int) -> Inputs:
 
 def _qwen21_kv_inputs(seed: int) -> Inputs:
     """Later steps of a run: keys and values of the text are there already."""
-    draw, cache = Draw(seed + 1_000), QwenImage21KVCache(6)
+    draw, cache = Draw(seed + 1_000), QwenImage21KVCache(5)
     for layer in cache.layer_caches:
         layer.store(draw(BATCH, _TEXT, 2, _HEAD), draw(BATCH, _TEXT, 2, _HEAD))
     return _qwen21_inputs(seed) | {"kv_cache": cache, "kv_cache_mode": "cached"}
@@ -259,20 +259,20 @@ def _qwen21_kv_inputs(seed: int) -> Inputs:
 _QWEN21_CONFIG: Inputs = {
     "in_channels": 16,
     "out_channels": 16,
-    "num_layers": 6,
+    "num_layers": 5,
     "context_in_dim": _TEXT_DIM,
     "axes_dims_rope": _ROPE,
     **_HEADS,
 }
-_QWEN21_PADDED: Inputs = {"encoder_hidden_states_mask": keep_all_but(2, _TEXT)}
-
 QWEN_IMAGE21 = TinyModel(
     name="QwenImage21Transformer2DModel",
     build=builder("QwenImage21Transformer2DModel", seed=56, **_QWEN21_CONFIG),
     inputs=_qwen21_inputs,
     block_lists=("transformer_blocks",),
     variants={
-        "padded_text": with_extra(_qwen21_inputs, lambda _: _QWEN21_PADDED),
+        "padded_text": with_extra(
+            _qwen21_inputs, lambda _: {"encoder_hidden_states_mask": keep_all_but(2, _TEXT)}
+        ),
         "attention_kwargs": with_extra(_qwen21_inputs, lambda _: {"attention_kwargs": {"scale": 1.0}}),
     },
 )
@@ -288,7 +288,6 @@ QWEN_IMAGE21_KV = TinyModel(
     build=builder("QwenImage21Transformer2DModel", seed=56, **_QWEN21_CONFIG),
     inputs=_qwen21_kv_inputs,
     block_lists=("transformer_blocks",),
-    variants={"padded_text": with_extra(_qwen21_kv_inputs, lambda _: _QWEN21_PADDED)},
     label="kv_cached",
 )
 
@@ -304,13 +303,13 @@ def _sana_sprint_inputs(seed: int) -> Inputs:
 
 
 def _sana_controlnet(draw: Draw) -> Inputs:
-    return {"controlnet_block_samples": tuple(draw.residuals(5, BATCH, _IMAGE, _WIDTH))}
+    return {"controlnet_block_samples": tuple(draw.residuals(4, BATCH, _IMAGE, _WIDTH))}
 
 
 _SANA_CONFIG: Inputs = {
     "in_channels": 4,
     "out_channels": 4,
-    "num_layers": 6,
+    "num_layers": 5,
     "num_cross_attention_heads": 2,
     "cross_attention_head_dim": _HEAD,
     "cross_attention_dim": _WIDTH,
@@ -360,7 +359,7 @@ LUMINA = TinyModel(
         seed=60,
         in_channels=4,
         hidden_size=_WIDTH,
-        num_layers=6,
+        num_layers=5,
         num_attention_heads=2,
         num_kv_heads=1,
         multiple_of=16,
@@ -385,7 +384,7 @@ PRX = TinyModel(
         context_in_dim=_TEXT_DIM,
         hidden_size=_WIDTH,
         num_heads=2,
-        depth=6,
+        depth=5,
         axes_dim=[8, 8],
     ),
     inputs=_prx_inputs,
@@ -490,7 +489,7 @@ _JOY_CONFIG: Inputs = {
     "hidden_size": _WIDTH,
     "num_attention_heads": 2,
     "text_dim": _TEXT_DIM,
-    "num_layers": 6,
+    "num_layers": 5,
     "rope_dim_list": _ROPE,
 }
 JOY = TinyModel(
@@ -522,10 +521,8 @@ JOY_PLUS = TinyModel(
 
 
 def _spatial_inputs(seed: int) -> Inputs:
-    return {
-        "hidden_states": (draw := Draw(seed))(BATCH, _WIDTH, _SIDE, _SIDE),
-        "encoder_hidden_states": draw(BATCH, _TEXT, _TEXT_DIM),
-    }
+    draw = Draw(seed)
+    return _scaled(_latents(draw)) | {"hidden_states": draw(BATCH, _WIDTH, _SIDE, _SIDE)}
 
 
 def _masked_text(_: Draw) -> Inputs:
@@ -534,7 +531,7 @@ def _masked_text(_: Draw) -> Inputs:
 
 _SPATIAL_CONFIG: Inputs = {
     "in_channels": _WIDTH,
-    "num_layers": 6,
+    "num_layers": 5,
     "norm_num_groups": 8,
     "cross_attention_dim": _TEXT_DIM,
     **_HEADS,
@@ -560,10 +557,7 @@ def _codes(seed: int, *shape: int) -> Tensor:
 
 
 def _codes_inputs(seed: int) -> Inputs:
-    return {
-        "hidden_states": _codes(seed, BATCH, _IMAGE),
-        "encoder_hidden_states": Draw(seed)(BATCH, _TEXT, _TEXT_DIM),
-    }
+    return _spatial_inputs(seed) | {"hidden_states": _codes(seed, BATCH, _IMAGE)}
 
 
 VQ_DIFFUSION = TinyModel(
@@ -571,7 +565,7 @@ VQ_DIFFUSION = TinyModel(
     build=builder(
         "Transformer2DModel",
         seed=70,
-        num_layers=6,
+        num_layers=5,
         sample_size=_SIDE,
         num_vector_embeds=13,
         cross_attention_dim=_TEXT_DIM,
@@ -609,7 +603,7 @@ AMUSED = TinyModel(
         block_out_channels=24,
         num_res_blocks=1,
         block_num_heads=2,
-        num_hidden_layers=6,
+        num_hidden_layers=5,
         num_attention_heads=2,
         intermediate_size=48,
         sample_size=_SIDE,
@@ -644,7 +638,7 @@ def _shap_e_inputs(seed: int) -> Inputs:
 PRIOR = TinyModel(
     name="PriorTransformer",
     build=builder(
-        "PriorTransformer", seed=72, num_layers=6, embedding_dim=12, num_embeddings=_TEXT, **_HEADS
+        "PriorTransformer", seed=72, num_layers=5, embedding_dim=12, num_embeddings=_TEXT, **_HEADS
     ),
     inputs=_prior_inputs,
     block_lists=("transformer_blocks",),
@@ -655,7 +649,7 @@ SHAP_E = TinyModel(
     build=builder(
         "PriorTransformer",
         seed=73,
-        num_layers=6,
+        num_layers=5,
         embedding_dim=12,
         num_embeddings=8,
         additional_embeddings=0,
@@ -697,7 +691,7 @@ T5_FILM = TinyModel(
         input_dims=12,
         targets_length=8,
         d_model=_WIDTH,
-        num_layers=6,
+        num_layers=5,
         num_heads=2,
         d_kv=16,
         d_ff=48,
