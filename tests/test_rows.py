@@ -21,7 +21,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
-from tiny.image_models_1 import FLUX2_KV, flux2_cached, flux2_extract
+from tiny.flux_2_3_models import FLUX2_KV, flux2_cached, flux2_extract
 from tiny.image_models_2 import QWEN_IMAGE21
 from tiny.models import TINY_MODELS, Inputs, TinyModel, output_of
 from torch import Tensor, nn
