@@ -789,12 +789,18 @@ def first_list(model: Any) -> Any:
     ],
 )
 def test_wrong_pattern_is_named_and_the_model_given_back(
-    tiny: TinyModel, blocks: Callable[[Any], Any], pattern: Any, words: tuple[str, ...]
+    tiny: TinyModel,
+    blocks: Callable[[Any], Any],
+    pattern: Any,
+    words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delitem(rows._BY_NAME, tiny.name)
     check_refused(tiny, run_with(pattern, blocks, tiny), PatternError, words)
 
 
-def test_wrong_pattern_in_a_pipeline() -> None:
+def test_wrong_pattern_in_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(rows._BY_NAME, FLUX.name)
     pipe = FLUX_PIPELINE.build()
     enable_cache(BlockAdapter(pipe=pipe, auto=True, forward_pattern=P0), CONFIG)
     with pytest.raises(PatternError, match=r"give ForwardPattern.Pattern_1"):
@@ -802,7 +808,8 @@ def test_wrong_pattern_in_a_pipeline() -> None:
     assert torch.equal(FLUX_PIPELINE.call(pipe, 0, STEPS), uncached(FLUX_PIPELINE))
 
 
-def test_wrong_pattern_is_seen_where_one_block_alone_may_be_skipped() -> None:
+def test_wrong_pattern_is_seen_where_one_block_alone_may_be_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(rows._BY_NAME, FLUX.name)
     model = FLUX.build()
     blocks = model.transformer_blocks
     enable_cache(
@@ -813,11 +820,52 @@ def test_wrong_pattern_is_seen_where_one_block_alone_may_be_skipped() -> None:
         output_of(model, FLUX.inputs(0))
 
 
-def test_a_pattern_without_blocks_is_not_dropped() -> None:
+def test_a_pattern_without_blocks_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(rows._BY_NAME, QWEN_IMAGE.name)
     model = QWEN_IMAGE.build()
     enable_cache(BlockAdapter(transformer=model, forward_pattern=ForwardPattern.Pattern_0))
     with pytest.raises(PatternError, match=r"give ForwardPattern.Pattern_1"):
         output_of(model, QWEN_IMAGE.inputs(0))
+
+
+@pytest.mark.parametrize(
+    ("tiny", "blocks", "pattern", "words"),
+    [
+        pytest.param(
+            FLUX,
+            both_lists,
+            [P1, P3],
+            r"single_transformer_blocks .* as Pattern_3 H -> H, but its blocks "
+            r"return \(encoder_hidden_states, hidden_states\); that is used",
+            id="of-older-diffusers",
+        ),
+        pytest.param(
+            CHROMA,
+            both_lists,
+            [P1, P0],
+            r"single_transformer_blocks .* return hidden_states;",
+            id="one-tensor",
+        ),
+        pytest.param(
+            QWEN_IMAGE,
+            lambda model: None,
+            P0,
+            r"transformer_blocks of QwenImageTransformer2DModel was declared as Pattern_0",
+            id="without-blocks",
+        ),
+    ],
+)
+def test_a_class_that_is_known_is_known_better_than_declared(
+    tiny: TinyModel, blocks: Callable[[Any], Any], pattern: Any, words: str
+) -> None:
+    model = tiny.build()
+    adapter = BlockAdapter(transformer=model, blocks=blocks(model), forward_pattern=pattern)
+    with pytest.warns(UserWarning, match=words) as caught:
+        enable_cache(adapter, CONFIG, TAYLOR)
+    assert caught[0].filename == __file__
+    declared, known = loop(model, STEPS, tiny), loop(enable_cache(tiny.build(), CONFIG, TAYLOR), STEPS, tiny)
+    assert all(map(torch.equal, declared, known))
+    assert decisions(model) == "CCSSS"
 
 
 def test_what_counts_for_the_whole_transformer_cannot_differ_between_lists() -> None:

@@ -20,6 +20,7 @@ PUBLIC = {
     "Finding",
     "ForwardPattern",
     "ParamsModifier",
+    "PatchFunctor",
     "Pattern_0",
     "Pattern_1",
     "Pattern_2",

@@ -23,6 +23,7 @@ from cache_dit.caching.config import (
 )
 from cache_dit.caching.engine.requests import Request
 from cache_dit.caching.maths.masks import steps_mask
+from cache_dit.caching.patch_functors import PatchFunctor
 from cache_dit.errors import CacheDiTError
 from cache_dit.report import CacheStats, Finding, diagnose, strify, summary
 
@@ -52,6 +53,7 @@ __all__ = [
     "Finding",
     "ForwardPattern",
     "ParamsModifier",
+    "PatchFunctor",
     "Pattern_0",
     "Pattern_1",
     "Pattern_2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from cache_dit.caching.attach.targets import (
     compiled_of,
     declared_by,
     lists_of,
+    patched,
     pipeline_of,
 )
 from cache_dit.caching.attach.timeline import pipeline_request
@@ -73,23 +75,32 @@ def enable_cache(
     optional(instance_of(BasicCacheConfig, Override))("cache_config", cache_config)
     optional(instance_of(CalibratorConfig))("calibrator_config", calibrator_config)
     adapter = adapter_of(pipe_or_adapter)
-    lists = lists_of(pipe_or_adapter)
     if params_modifiers is None and adapter is not None:
         params_modifiers = adapter.params_modifiers
-    modifiers = _spread(params_modifiers, [len(entry.blocks) for entry in lists])
     separate = None if adapter is None else adapter.has_separate_cfg
-    made = [
-        attachment(
-            entry,
-            _settings(entry, cache_config, calibrator_config or CalibratorConfig(), own, separate),
-            shares_run=len(lists) > 1,
+
+    def choose(place: int, entry: Lists) -> tuple[Setting, ...]:
+        counts = [len(entry.flows if number == place else other.flows) for number, other in enumerate(lists)]
+        # Of lists that the first forward will show one is there at least.
+        own = _spread(params_modifiers, [count or 1 for count in counts])[place] if entry.flows else ()
+        return _settings(entry, cache_config, calibrator_config or CalibratorConfig(), own, separate)
+
+    with patched(adapter) as patches:
+        lists = lists_of(pipe_or_adapter)
+        made = [
+            attachment(entry, choose(place, entry), shares_run=len(lists) > 1)
+            for place, entry in enumerate(lists)
+        ]
+    for place, attached in enumerate(made):
+        model = attached.lists.model
+        before = attachment_of(model)
+        attached = dataclasses.replace(
+            attached,
+            replaced=None if before is None else before.strify(),
+            choose=None if attached.lists.flows else functools.partial(choose, place),
+            patch=patches.get(model, None if before is None else before.patch),
         )
-        for entry, own in zip(lists, modifiers, strict=True)
-    ]
-    for attached in made:
-        before = attachment_of(attached.lists.model)
-        replaced = None if before is None else before.strify()
-        put_on(attached.lists.model, dataclasses.replace(attached, replaced=replaced))
+        put_on(model, attached)
     for compiled in compiled_of(pipe_or_adapter):
         rebind(compiled)
     pipe = pipeline_of(adapter or pipe_or_adapter)

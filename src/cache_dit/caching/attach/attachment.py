@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from torch import nn
+
+from cache_dit.caching.attach.patching import Patch
 from cache_dit.caching.attach.planning import Lists, Setting, make_plan
 from cache_dit.caching.config import BasicCacheConfig
 from cache_dit.caching.engine.requests import LiveRuns, Request
@@ -22,6 +25,8 @@ class Attachment:
         shares_run: Other transformers take part in the run.
         session: The engine.
         replaced: Configuration, in short form, that was in force when caching was enabled again; else None.
+        choose: The settings for lists that the first forward will show; None once they are known.
+        patch: What a patch functor has changed.
     """
 
     lists: Lists
@@ -29,10 +34,30 @@ class Attachment:
     shares_run: bool
     session: Session
     replaced: str | None = None
+    choose: Callable[[Lists], tuple[Setting, ...]] | None = None
+    patch: Patch | None = None
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """Every block of every list."""
+        return tuple(block for members in self.lists.blocks for block in members)
 
     def changed(self, change: Callable[[Setting], Setting]) -> Attachment:
         """The same lists under changed settings and with a session of their own."""
-        return attachment(self.lists, tuple(map(change, self.settings)), shares_run=self.shares_run)
+        made = attachment(self.lists, tuple(map(change, self.settings)), shares_run=self.shares_run)
+        choose = self.choose
+        later = None if choose is None else lambda lists: tuple(map(change, choose(lists)))
+        return dataclasses.replace(made, choose=later, patch=self.patch)
+
+    def settled(self, lists: Lists) -> Attachment:
+        """The same for the lists that the first forward has shown.
+
+        Raises:
+            ConfigError: An option does not fit the model.
+        """
+        settings = self.settings if self.choose is None else self.choose(lists)
+        made = attachment(lists, settings, shares_run=self.shares_run)
+        return dataclasses.replace(made, replaced=self.replaced, patch=self.patch)
 
     def of(self, request: Request) -> Attachment:
         """What is in force for a request: this, or the same under the request's own configuration.

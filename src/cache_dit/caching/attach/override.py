@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from cache_dit.caching.attach.attachment import Attachment
+from cache_dit.caching.attach.observe import observe
+from cache_dit.caching.attach.patching import Patch
 from cache_dit.caching.engine.forward import current_frame
 from cache_dit.caching.engine.requests import Request, branch_name, current_request
-from cache_dit.errors import CacheDiTError, PatternError
+from cache_dit.errors import CacheDiTError, PatternError, UnsupportedModelError
 
 _PLAIN = "_cache_dit_plain_class"
 _ATTACHED = "_cache_dit_attachment"
@@ -38,10 +40,10 @@ def attachment_of(model: object) -> Attachment | None:
 
 def put_on(model: nn.Module, attached: Attachment) -> None:
     """Start caching on a transformer, in place of what was attached before."""
-    take_off(model)
+    _lift(model)
     vars(model)[_ATTACHED] = attached
     _swap(model, _transformer_class(_kind(model)))
-    for block in attached.session.plan.blocks:
+    for block in attached.blocks:
         _swap(block, _block_class(_kind(block)))
     for module in attached.session.plan.muted:
         _swap(module, _muted_class(_kind(module)))
@@ -53,11 +55,17 @@ def take_off(model: nn.Module) -> None:
     Raises:
         CacheDiTError: Something else has replaced the class of the model or of a block since then.
     """
+    patch = _lift(model)
+    if patch is not None:
+        patch.undo()
+
+
+def _lift(model: nn.Module) -> Patch | None:
+    """Take everything off but what a patch functor changed, and return that."""
     attached = attachment_of(model)
     if attached is None:
-        return
-    plan = attached.session.plan
-    swapped = (model, *plan.blocks, *plan.muted)
+        return None
+    swapped = (model, *attached.blocks, *attached.session.plan.muted)
     covered = [thing for thing in swapped if is_covered(thing)]
     if covered:
         raise CacheDiTError(
@@ -67,6 +75,7 @@ def take_off(model: nn.Module) -> None:
     del vars(model)[_ATTACHED]
     for thing in swapped:
         _restore(thing)
+    return attached.patch
 
 
 def rebind(compiled: Any) -> None:
@@ -166,10 +175,12 @@ def _transformer_class(plain: Any) -> type:
         if attached is None:
             return call(self, *args, **kwargs)
         try:
+            if not attached.lists.flows:
+                attached = _settled(self, attached, call, args, kwargs)
             request = current_request()
             return attached.of(request).session.forward(request, call, self, args, kwargs)
-        except PatternError:
-            # The declaration is wrong, so every later forward would fail as well.
+        except (PatternError, UnsupportedModelError):
+            # The declaration is wrong, or nothing can be cached, so every later forward would fail as well.
             take_off(self)
             raise
 
@@ -188,6 +199,19 @@ def _transformer_class(plain: Any) -> type:
 
         members["cache_context"] = functools.wraps(announce)(cache_context)
     return _subclass(plain, **members)
+
+
+def _settled(
+    model: nn.Module, pending: Attachment, call: Callable[..., Any], args: Any, kwargs: Any
+) -> Attachment:
+    """What is attached to a model that nobody declared, after a forward that shows its block lists."""
+    made = pending.settled(observe(pending.lists, call, args, kwargs))
+    current = attachment_of(model)
+    if current is not pending:
+        # Another thread, or the user, was faster.
+        return current or made
+    put_on(model, made)
+    return made
 
 
 @functools.cache

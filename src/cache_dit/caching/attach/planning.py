@@ -80,6 +80,7 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
         ConfigError: An option does not fit the model.
         PatternError: A declared stream is no argument of the blocks.
     """
+    _check_distinct(lists)
     together = len(settings) == 1
     segments: list[Segment] = []
     for number in range(len(lists.flows)):
@@ -124,6 +125,8 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
 def fitting_default(lists: Lists) -> BasicCacheConfig:
     """The default configuration, with fewer first blocks where the first list is short."""
     default = BasicCacheConfig()
+    if not lists.flows:
+        return default
     half = max(1, len(lists.blocks[0]) // lists.flows[0].period // 2)
     return dataclasses.replace(default, Fn_compute_blocks=min(default.Fn_compute_blocks, half))
 
@@ -132,11 +135,6 @@ def _segment(
     lists: Lists, number: int, setting: Setting, *, start: int, tail: int, leader: int, leads: bool
 ) -> Segment:
     flow, blocks, cache = lists.flows[number], lists.blocks[number], setting.cache
-    if len(set(blocks)) != len(blocks):
-        raise ConfigError(
-            f"{flow.label} of {lists.name} has the same block in several places, so its place is not known "
-            "when it is called; such a list cannot be cached."
-        )
     _check_counts(lists, number, start, tail)
     if cache.static:
         # Nothing is measured, so no first block runs on a skipped step unless the last ones read from it.
@@ -190,6 +188,15 @@ def _controls(lists: Lists) -> tuple[Port, ...]:
 def _muted(lists: Lists) -> tuple[nn.Module, ...]:
     paths = () if lists.row is None else lists.row.muted
     return tuple(module for path in paths for module in modules_at(lists.model, path))
+
+
+def _check_distinct(lists: Lists) -> None:
+    if len({block for members in lists.blocks for block in members}) < sum(map(len, lists.blocks)):
+        raise ConfigError(
+            f"The block lists of {lists.name} ({', '.join(flow.label for flow in lists.flows)}) have one "
+            "block in several places, so its place is not known when it is called. If BlockAdapter: blocks "
+            "names a block twice, give every block list once; a model that reuses a block cannot be cached."
+        )
 
 
 def _check_same_run(shared: BasicCacheConfig, other: BasicCacheConfig) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import repeat
 from typing import Any
 
 from torch import nn
 
+from cache_dit.caching.attach.observe import DECLARE, path_of, undeclared
 from cache_dit.caching.attach.override import attachment_of, plain_class
+from cache_dit.caching.attach.patching import Patch, apply_patch
 from cache_dit.caching.attach.planning import Lists, parameters_of
 from cache_dit.caching.block_adapters.adapter import BlockAdapter
 from cache_dit.caching.block_adapters.register import BlockAdapterRegister
@@ -40,7 +45,9 @@ def transformers_of(target: Any) -> list[nn.Module]:
 
 def compiled_of(target: Any) -> list[nn.Module]:
     """Those of the transformers that were given as what `torch.compile` returned."""
-    return [model for model in _as_given(declared_by(target)) if uncompiled(model) is not model]
+    target = declared_by(target)
+    given = (*_as_given(target), *_cached_by_themselves(target))
+    return [model for model in given if uncompiled(model) is not model]
 
 
 def _as_given(target: Any) -> list[nn.Module]:
@@ -49,7 +56,8 @@ def _as_given(target: Any) -> list[nn.Module]:
         if given is None:
             own = getattr(target.pipe, "transformer", None)
             said = target.auto or target.forward_pattern is not None
-            declared = target.blocks is not None or (said and row_of(type(own)) is None)
+            named = target.blocks is not None or target.blocks_name is not None
+            declared = named or (said and row_of(type(own)) is None)
             if not declared or not isinstance(own, nn.Module):
                 return _as_given(target.pipe)
             given = own
@@ -63,12 +71,13 @@ def _as_given(target: Any) -> list[nn.Module]:
 
 
 def cached_models(target: Any) -> list[nn.Module]:
-    """The transformers of a target that are cached, or all that it means where none is.
+    """The transformers and ControlNets of a target that are cached, or what it means where none is.
 
     Raises:
         UnsupportedModelError: It is no pipeline, transformer or adapter, or has no known transformer.
     """
-    models = transformers_of(declared_by(target))
+    target = declared_by(target)
+    models = [*transformers_of(target), *map(uncompiled, _cached_by_themselves(target))]
     return [model for model in models if attachment_of(model) is not None] or models
 
 
@@ -85,6 +94,39 @@ def adapter_of(target: Any) -> BlockAdapter | None:
     return None if family is None else family(target)
 
 
+@contextmanager
+def patched(adapter: BlockAdapter | None) -> Iterator[dict[nn.Module, Patch]]:
+    """What an adapter's functor changes on its transformers; taken back if the block raises.
+
+    Raises:
+        ConfigError: A transformer is cached already, without this functor.
+    """
+    functor = None if adapter is None else adapter.patch_functor
+    if functor is None:
+        yield {}
+        return
+    fresh: dict[nn.Module, Patch] = {}
+    kept: dict[nn.Module, Patch] = {}
+    try:
+        for model in transformers_of(adapter):
+            attached = attachment_of(model)
+            if attached is None:
+                fresh[model] = apply_patch(functor, model)
+            elif attached.patch is not None and type(attached.patch.functor) is type(functor):
+                kept[model] = attached.patch
+            else:
+                raise ConfigError(
+                    f"BlockAdapter: patch_functor is a {type(functor).__name__} but "
+                    f"{plain_class(model).__name__} is cached already without it; call "
+                    "cache_dit.disable_cache first."
+                )
+        yield fresh | kept
+    except BaseException:
+        for patch in fresh.values():
+            patch.undo()
+        raise
+
+
 def lists_of(target: Any) -> list[Lists]:
     """The block lists of every transformer that the target means.
 
@@ -97,27 +139,35 @@ def lists_of(target: Any) -> list[Lists]:
     if adapter is None:
         return [_lists_by_row(model) for model in transformers_of(target)]
     models = transformers_of(adapter)
-    if adapter.blocks is None and adapter.forward_pattern is None and not adapter.auto:
-        return [_lists_by_row(model) for model in models]
     several = adapter.transformer is not None and not isinstance(adapter.transformer, nn.Module)
-    blocks = _per_model("blocks", adapter.blocks, len(models), several)
-    patterns = _per_model("forward_pattern", adapter.forward_pattern, len(models), several)
+    blocks, names, patterns = (
+        _per_model(name, getattr(adapter, name), len(models), several)
+        for name in ("blocks", "blocks_name", "forward_pattern")
+    )
+    members = map(_members, models, blocks, names)
+    return list(map(_lists, models, members, patterns, repeat(adapter.auto)))
+
+
+def _parts(pipe: Any) -> dict[str, nn.Module]:
+    parts = getattr(pipe, "components", None)
+    parts = parts if isinstance(parts, dict) else getattr(pipe, "__dict__", {})
+    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+
+def _cached_by_themselves(target: Any) -> list[nn.Module]:
+    """Parts of a pipeline that are cached although it does not mean them, such as a ControlNet."""
+    pipe = pipeline_of(target)
+    parts = () if pipe is None else _parts(pipe).values()
     return [
-        _lists_by_hand(model, *given)
-        for model, given in zip(models, zip(blocks, patterns, strict=True), strict=True)
+        part
+        for part in parts
+        if attachment_of(uncompiled(part)) is not None and not _is_denoiser(uncompiled(part))
     ]
 
 
 def _known_components(pipe: Any) -> list[nn.Module]:
-    parts = getattr(pipe, "components", None)
-    parts = parts if isinstance(parts, dict) else getattr(pipe, "__dict__", {})
-    modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
-    found = [
-        module
-        for module in modules.values()
-        # A class without a row may have been declared by an adapter.
-        if _is_denoiser(type(uncompiled(module))) or attachment_of(uncompiled(module)) is not None
-    ]
+    modules = _parts(pipe)
+    found = [module for module in modules.values() if _is_denoiser(uncompiled(module))]
     if found:
         return found
     if "transformer" in modules:
@@ -129,19 +179,10 @@ def _known_components(pipe: Any) -> list[nn.Module]:
     )
 
 
-def _is_denoiser(kind: type) -> bool:
-    row = row_of(kind)
-    return row is not None and not row.on_request
-
-
-_DECLARE = """Declare its blocks:
-    cache_dit.enable_cache(
-        cache_dit.BlockAdapter(
-            transformer=transformer,
-            blocks=transformer.{path},
-            forward_pattern=cache_dit.ForwardPattern.Pattern_1,  # see its docstring
-        )
-    )"""
+def _is_denoiser(model: nn.Module) -> bool:
+    row = row_of(type(model))
+    # A class without a row may have been declared by an adapter.
+    return attachment_of(model) is not None if row is None else not row.on_request
 
 
 def _unknown(model: nn.Module) -> UnsupportedModelError:
@@ -149,8 +190,11 @@ def _unknown(model: nn.Module) -> UnsupportedModelError:
     near = nearest(name, known_names())
     hint = f"; the nearest known class is {near}" if near else ""
     lists = [path for path, part in model.named_children() if isinstance(part, nn.ModuleList)]
-    declare = _DECLARE.format(path=lists[0] if lists else "...")
-    return UnsupportedModelError(f"{name} is not known{hint}. {declare}")
+    declare = DECLARE.format(path=lists[0] if lists else "...", pattern="Pattern_1")
+    return UnsupportedModelError(
+        f"{name} is not known{hint}. BlockAdapter(transformer=transformer, auto=True) finds its blocks in "
+        f"the first forward. {declare}"
+    )
 
 
 def _lists_by_row(model: nn.Module) -> Lists:
@@ -176,18 +220,21 @@ def _per_model(name: str, given: Any, count: int, several: bool) -> list[Any]:
         return [given] * count
     if isinstance(given, (list, tuple)) and len(given) == count:
         return list(given)
-    if given is None or isinstance(given, ForwardPattern):
+    if given is None or isinstance(given, (ForwardPattern, str)):
         return [given] * count
     known = isinstance(given, (list, tuple))
     size = f"has {len(given)} entries" if known else f"is of type {type(given).__name__}"
     raise ConfigError(f"BlockAdapter: {name} {size} but transformer has {count}; give one entry for each.")
 
 
-def _lists_by_hand(model: nn.Module, blocks: Any, patterns: Any) -> Lists:
+def _lists(model: nn.Module, given: list[tuple[nn.Module, ...]], patterns: Any, auto: bool) -> Lists:
+    """The lists of one transformer as its row, the adapter or, with `auto`, its first forward tells."""
+    if patterns is None and not given and (not auto or row_of(type(model)) is not None):
+        return _lists_by_row(model)
+    if patterns is None and auto:
+        return undeclared(model, tuple(given))
     chosen = _patterns(patterns)
-    given = _discover(model, chosen) if blocks is None else _lists(blocks)
-    if len({block for members in given for block in members}) < sum(map(len, given)):
-        raise ConfigError("BlockAdapter: blocks names a block twice; give every block list once.")
+    given = given or _discover(model, chosen)
     if len(chosen) == 1:
         chosen = chosen * len(given)
     if len(chosen) != len(given):
@@ -196,7 +243,7 @@ def _lists_by_hand(model: nn.Module, blocks: Any, patterns: Any) -> Lists:
             f"lists of {plain_class(model).__name__}; give one pattern for each list, or one for all."
         )
     row = row_of(type(model))
-    flows = tuple(_flow(model, members, pattern) for members, pattern in zip(given, chosen, strict=True))
+    flows = tuple(map(_flow, repeat(model), given, chosen))
     return Lists(
         model=model,
         blocks=tuple(given),
@@ -217,7 +264,22 @@ def _patterns(given: Any) -> list[ForwardPattern]:
     return patterns
 
 
-def _lists(blocks: Any) -> list[tuple[nn.Module, ...]]:
+def _members(model: nn.Module, blocks: Any, names: Any) -> list[tuple[nn.Module, ...]]:
+    """The blocks of each list that an adapter gives or names; none where it does neither."""
+    if names is not None:
+        if not isinstance(names, (str, list, tuple)):
+            raise ConfigError(
+                f"BlockAdapter: blocks_name is of type {type(names).__name__}; give the path of a list of "
+                "blocks, or several."
+            )
+        named = [_list_named(model, name) for name in ([names] if isinstance(names, str) else names)]
+        if blocks is not None and _members(model, blocks, None) != named:
+            raise ConfigError(
+                f"BlockAdapter: blocks are not those at blocks_name {names!r}; give one of the two."
+            )
+        return named
+    if blocks is None:
+        return []
     lists = [blocks] if _is_list(blocks) else blocks
     if not isinstance(lists, (list, tuple)) or not lists or not all(_is_list(members) for members in lists):
         raise ConfigError(
@@ -225,6 +287,21 @@ def _lists(blocks: Any) -> list[tuple[nn.Module, ...]]:
             "block, or a list of several."
         )
     return [tuple(members) for members in lists]
+
+
+def _list_named(model: nn.Module, name: Any) -> tuple[nn.Module, ...]:
+    found = dict(model.named_modules()).get(name)
+    if isinstance(found, (nn.ModuleList, nn.Sequential)) and len(found) > 0:
+        return tuple(found)
+    known = [
+        path for path, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) > 1
+    ]
+    hint = nearest(str(name), known)
+    meant = f"Did you mean {hint!r}?" if hint else f"Its lists are {', '.join(known) or 'none'}."
+    raise ConfigError(
+        f"BlockAdapter: blocks_name is {name!r} but {plain_class(model).__name__} has no list of blocks "
+        f"there. {meant}"
+    )
 
 
 def _is_list(blocks: Any) -> bool:
@@ -245,6 +322,9 @@ def _discover(model: nn.Module, patterns: list[ForwardPattern]) -> list[tuple[nn
         for _, part in model.named_children()
         if isinstance(part, nn.ModuleList) and len(part) > 1 and wanted <= set(parameters_of(part[0]))
     ]
+    row = row_of(type(model))
+    if not found and row is not None:
+        found = [flow.members(model) for flow in row.lists if flow.members(model)]
     if not found:
         raise UnsupportedModelError(
             f"auto found no block list in {plain_class(model).__name__} whose blocks take "
@@ -254,6 +334,36 @@ def _discover(model: nn.Module, patterns: list[ForwardPattern]) -> list[tuple[nn
 
 
 def _flow(model: nn.Module, members: tuple[nn.Module, ...], pattern: ForwardPattern) -> BlockList:
+    """The data flow of a list: as the row of the class has it, else as declared.
+
+    What blocks return has changed between versions of diffusers, so a declaration that was right for another
+    version is no error for a class that is known.
+    """
+    row, name = row_of(type(model)), plain_class(model).__name__
+    known = [] if row is None else [flow for flow in row.lists if flow.members(model) == members]
+    # A class derived from a known one, or one with blocks of its own, may differ from the row.
+    if row is None or not known or name != row.name or type(members[0]).__name__ not in row.blocks:
+        return _flow_by_hand(model, members, pattern)
+    flow = known[0]
+    if not _agree(flow, pattern):
+        streams = ", ".join(stream or "a side output" for stream in flow.continues)
+        warnings.warn(
+            f"BlockAdapter: {flow.label} of {name} was declared as {pattern.name} {pattern.text}, but its "
+            f"blocks return {streams if flow.bare else f'({streams})'}; that is used. Leave out "
+            "forward_pattern for a class that is known.",
+            stacklevel=5,  # who called enable_cache
+        )
+    return flow
+
+
+def _agree(flow: BlockList, pattern: ForwardPattern) -> bool:
+    """Whether a pattern has the streams of a list in the same slots, whatever they are called."""
+    streams = [stream is not None for stream in flow.continues]
+    alike = flow.bare == pattern.bare and streams == [stream is not None for stream in pattern.slots]
+    return alike and flow.continues.index(flow.main) == pattern.slots.index(HIDDEN)
+
+
+def _flow_by_hand(model: nn.Module, members: tuple[nn.Module, ...], pattern: ForwardPattern) -> BlockList:
     """The data flow of a list; H and E are the first two arguments where they have other names."""
     names = parameters_of(members[0])
     continues: list[str | None] = []
@@ -271,15 +381,4 @@ def _flow(model: nn.Module, members: tuple[nn.Module, ...], pattern: ForwardPatt
             )
     main = continues[pattern.slots.index(HIDDEN)]
     assert main is not None  # every pattern has hidden states
-    return BlockList(_path(model, members), tuple(continues), bare=pattern.bare, main=main)
-
-
-def _path(model: nn.Module, members: tuple[nn.Module, ...]) -> str:
-    path: str
-    for path, part in model.named_modules():
-        if isinstance(part, (nn.ModuleList, nn.Sequential)) and any(child is members[0] for child in part):
-            return path
-    raise ConfigError(
-        f"BlockAdapter: {type(members[0]).__name__} is no part of {plain_class(model).__name__}; give the "
-        "blocks of the transformer that is given."
-    )
+    return BlockList(path_of(model, members), tuple(continues), bare=pattern.bare, main=main)

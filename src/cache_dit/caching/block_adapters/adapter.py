@@ -9,7 +9,8 @@ from torch import nn
 
 from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
 from cache_dit.caching.forward_pattern import ForwardPattern
-from cache_dit.caching.options import Options, Override, instance_of, option, optional, options
+from cache_dit.caching.options import Options, Override, flag, instance_of, option, optional, options
+from cache_dit.caching.patch_functors import PatchFunctor
 
 
 @options
@@ -36,18 +37,24 @@ Blocks = nn.ModuleList | Sequence[nn.Module]
 class BlockAdapter(Options):
     """What to cache in a pipeline or transformer, where the defaults are not wanted or the class is unknown.
 
-    With several transformers `transformer`, `blocks` and `forward_pattern` are lists of one length, and each
-    entry of the latter two may be a list again; with one transformer they are that entry itself.
+    With several transformers `transformer`, `blocks`, `blocks_name` and `forward_pattern` are lists of one
+    length, and each entry of the latter three may be a list again; with one transformer they are that entry.
 
     Attributes:
         pipe: The pipeline; None for a transformer without one.
         transformer: The transformer or transformers; None: `pipe.transformer`.
         blocks: The block list or lists, in the order in which the forward runs them; None: as the class is
-            known, or with `auto` the lists whose blocks fit the pattern.
-        forward_pattern: What blocks take and return, one for all lists or one for each.
+            known, or with `auto` those that are found.
+        blocks_name: Attribute path or paths of the block lists, such as `"decoder.layers"`, in place of
+            `blocks`; looked up after `patch_functor` was applied.
+        forward_pattern: What blocks take and return, one for all lists or one for each. None: as the class
+            is known, or with `auto` as the first forward shows.
         params_modifiers: One for each list (each list then decides for itself), or one for each transformer.
         has_separate_cfg: See `enable_separate_cfg` in the cache config, which goes first; None: found out.
-        auto: Find the block lists.
+        auto: Find the block lists. With a pattern those are taken whose blocks have its arguments. Without
+            one, for a class that is not known, the first forward is run once more, uncached, and watched:
+            which output of a block is an argument of the next.
+        patch_functor: Applied to each transformer before anything is looked up in it.
 
     Example:
         >>> BlockAdapter(
@@ -60,7 +67,9 @@ class BlockAdapter(Options):
     pipe: Any = None
     transformer: nn.Module | Sequence[nn.Module] | None = None
     blocks: Blocks | Sequence[Blocks | Sequence[Blocks]] | None = None
+    blocks_name: str | Sequence[str | Sequence[str]] | None = None
     forward_pattern: ForwardPattern | Sequence[ForwardPattern | Sequence[ForwardPattern]] | None = None
     params_modifiers: ParamsModifier | Sequence[ParamsModifier | Sequence[ParamsModifier]] | None = None
     has_separate_cfg: bool | None = None
-    auto: bool = False
+    auto: bool = option(flag, default=False)
+    patch_functor: PatchFunctor | None = option(optional(instance_of(PatchFunctor)), default=None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from torch import nn
+
 from cache_dit.caching.block_adapters.adapter import BlockAdapter
 from cache_dit.caching.models.rows import row_of
 from cache_dit.errors import ConfigError, UnsupportedModelError
@@ -19,10 +21,21 @@ class BlockAdapterRegister:
 
     @classmethod
     def register(cls, name: str) -> Callable[[AdapterFunction], AdapterFunction]:
-        """Decorator: adapters of pipelines or transformers whose class name starts with `name`.
+        """Decorator for a function that makes the adapter of a pipeline, or of a transformer.
+
+        Args:
+            name: Beginning of the class names of the pipelines, or the whole class name of the transformer.
+
+        Returns:
+            A decorator that gives back the function as it is.
 
         Raises:
             ConfigError: The name is taken.
+
+        Example:
+            >>> @BlockAdapterRegister.register("MyModel")
+            ... def my_adapter(pipe, **kwargs):
+            ...     return BlockAdapter(pipe=pipe, blocks_name="layers", forward_pattern=Pattern_1, **kwargs)
         """
 
         def add(function: AdapterFunction) -> AdapterFunction:
@@ -63,5 +76,8 @@ class BlockAdapterRegister:
     @classmethod
     def find(cls, pipe_or_transformer: Any) -> AdapterFunction | None:
         """The function that a user registered for this class, or None; the longest name wins."""
-        names = [name for name in cls._families if type(pipe_or_transformer).__name__.startswith(name)]
+        kind = type(pipe_or_transformer).__name__
+        if isinstance(pipe_or_transformer, nn.Module):
+            return cls._families.get(kind)
+        names = [name for name in cls._families if kind.startswith(name)]
         return cls._families[max(names, key=len)] if names else None

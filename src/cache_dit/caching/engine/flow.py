@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cache_dit.caching.engine.plan import Segment
 from cache_dit.caching.engine.ports import Arguments, Keywords
-from cache_dit.caching.forward_pattern import matching
+from cache_dit.caching.forward_pattern import ENCODER, HIDDEN, matching
 from cache_dit.errors import PatternError
 
 
@@ -32,16 +32,23 @@ class FlowCheck:
         names = self._segment.parameters
         received = {**dict(zip(names, args, strict=False)), **kwargs}
         declared = [None if port is None else port.name for port in self._segment.ports.slots]
-        seen = list(declared)
+        shown: dict[int, str] = {}
         for slot, output in enumerate(self._previous):
             reached = [name for name, value in received.items() if value is output]
-            if isinstance(output, Tensor) and reached and declared[slot] not in reached:
-                seen[slot] = reached[0]
+            if isinstance(output, Tensor) and reached:
+                shown[slot] = next((name for name in reached if name == declared[slot]), reached[0])
+        # An argument that is seen to continue one output continues no other.
+        rest = [None if name in shown.values() else name for name in declared]
+        seen = [shown.get(slot, name) for slot, name in enumerate(rest)]
         if seen != declared:
-            pattern = matching(tuple(seen))
+            meant = {} if HIDDEN in names else dict(zip(names, (HIDDEN, ENCODER), strict=False))
+            pattern = matching(tuple(None if name is None else meant.get(name, name) for name in seen))
+            fit = (
+                f"give ForwardPattern.{pattern}." if pattern else "leave forward_pattern out, with auto=True."
+            )
             raise PatternError(
                 f"{self._segment.label}: outputs were declared to continue {_tuple(declared)} but the first "
-                f"forward shows {_tuple(seen)}" + (f"; give ForwardPattern.{pattern}." if pattern else ".")
+                f"forward shows {_tuple(seen)}; {fit}"
             )
 
     def after(self, output: Any) -> None:

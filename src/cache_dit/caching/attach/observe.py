@@ -1,0 +1,269 @@
+"""The block lists of a model that nobody declared, and their data flow, as its first forward shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from cache_dit.caching.attach.planning import Lists, parameters_of
+from cache_dit.caching.engine.forward import Frame, current_frame
+from cache_dit.caching.engine.plan import Slot
+from cache_dit.caching.engine.ports import Arguments, Keywords
+from cache_dit.caching.forward_pattern import HIDDEN
+from cache_dit.caching.models.row import BlockList
+from cache_dit.errors import ConfigError, UnsupportedModelError
+
+DECLARE = """Declare its blocks:
+    cache_dit.enable_cache(
+        cache_dit.BlockAdapter(
+            transformer=transformer,
+            blocks=transformer.{path},
+            forward_pattern=cache_dit.ForwardPattern.{pattern},  # see its docstring
+        )
+    )"""
+
+
+def undeclared(model: nn.Module, chosen: tuple[tuple[nn.Module, ...], ...] = ()) -> Lists:
+    """Lists whose data flow is still to be seen: those chosen, or all that may be block lists.
+
+    Raises:
+        UnsupportedModelError: The model has none.
+    """
+    blocks = chosen or tuple(_candidates(model))
+    if not blocks:
+        raise UnsupportedModelError(
+            f"auto found no block list in {type(model).__name__}: no ModuleList or Sequential of two or more "
+            "blocks that take the same arguments. Name the lists with BlockAdapter(blocks=...)."
+        )
+    return Lists(model=model, blocks=blocks, flows=())
+
+
+def observe(lists: Lists, call: Callable[..., Any], args: Arguments, kwargs: Keywords) -> Lists:
+    """Run one uncached forward and return the lists that can be cached, with the flow that was seen.
+
+    Raises:
+        UnsupportedModelError: There is none among them.
+    """
+    trace: list[_Watch] = []
+    watches = [_Watch(path_of(lists.model, members), members, trace) for members in lists.blocks]
+    slots = {
+        block: Slot(number, index, None)
+        for number, members in enumerate(lists.blocks)
+        for index, block in enumerate(members)
+    }
+    runs: list[Any] = [*watches]
+    token = current_frame.set(Frame(slots, runs))
+    try:
+        # The forward is run again: what it draws or takes out of a container must be there once more.
+        given: tuple[Arguments, Keywords] = tree_map(lambda value: value, (args, kwargs))
+        with torch.random.fork_rng({part.device for part in lists.model.parameters() if part.is_cuda}):
+            call(lists.model, *given[0], **given[1])
+    finally:
+        current_frame.reset(token)
+    reached = list(dict.fromkeys(trace))
+    flows = {watch: flow for watch in reached if (flow := watch.flow()) is not None}
+    if not flows:
+        raise _nothing_to_cache(lists, watches)
+    return Lists(
+        model=lists.model, blocks=tuple(watch.members for watch in flows), flows=tuple(flows.values())
+    )
+
+
+def path_of(model: nn.Module, members: tuple[nn.Module, ...]) -> str:
+    """The attribute path of the list that has these blocks.
+
+    Raises:
+        ConfigError: The model has no such list.
+    """
+    path: str
+    for path, part in model.named_modules():
+        if isinstance(part, (nn.ModuleList, nn.Sequential)) and any(child is members[0] for child in part):
+            return path
+    raise ConfigError(
+        f"BlockAdapter: {type(members[0]).__name__} is no part of {type(model).__name__}; give the blocks of "
+        "the transformer that is given."
+    )
+
+
+def _candidates(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
+    """The outermost lists of blocks; what lies within a block is a part of it."""
+    for child in module.children():
+        if isinstance(child, (nn.ModuleList, nn.Sequential)) and _is_block_list(tuple(child)):
+            yield tuple(child)
+        else:
+            yield from _candidates(child)
+
+
+def _is_block_list(members: tuple[nn.Module, ...]) -> bool:
+    # Linear and SiLU may take the same argument too, but a block has parts.
+    distinct = len(set(members)) == len(members) > 1
+    return distinct and all(any(block.children()) for block in members) and len(_signatures(members)) == 1
+
+
+def _signatures(members: tuple[nn.Module, ...]) -> set[tuple[str, ...]]:
+    return {parameters_of(block) for block in members}
+
+
+class _Watch:
+    """Sees the calls of one list; stands where a `SegmentRun` stands in a cached forward.
+
+    Nothing of a block's values is kept for longer than until the next one is called.
+    """
+
+    skipping = False
+    computing = False
+
+    def __init__(self, path: str, members: tuple[nn.Module, ...], trace: list[_Watch]) -> None:
+        self.path = path
+        self.members = members
+        self.fact: str | None = None
+        self.bare: bool | None = None
+        self._names = parameters_of(members[0])
+        self._trace = trace
+        self._count = 0
+        self._received: Keywords = {}
+        self._returned: tuple[Any, ...] = ()
+        # For each output slot that held a tensor the arguments that it reached as the same object, and those
+        # that it fits in shape and that are no constants, after every block.
+        self._same: dict[int, set[str]] = {}
+        self._alike: dict[int, set[str]] = {}
+        self._shapes: dict[str, set[torch.Size]] = {}
+        self._written: set[str] = set()
+
+    def visit(self, slot: Slot, call: Callable[..., Any], block: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Call one block."""
+        self._trace.append(self)
+        if self._count >= len(self.members):
+            self._rule_out("they run more than once in a forward")
+        elif slot.index != self._count:
+            self._rule_out(f"block {slot.index} ran where block {self._count} was expected")
+        received = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        received = {name: value for name, value in received.items() if name in self._names}
+        self._compare(received)
+        self._received, self._count = received, self._count + 1
+        # The second block: some models give the first one no residual yet.
+        tensors = {name: value for name, value in received.items() if _is_stream(value)}
+        before = {name: value.clone() for name, value in tensors.items()} if slot.index == 1 else {}
+        output = call(block, *args, **kwargs)
+        self._written |= {name for name in before if not _equal(before[name], tensors[name])}
+        self._take(output)
+        return output
+
+    def flow(self) -> BlockList | None:
+        """The data flow of a list that was reached, or None where none can be told; `fact` says why."""
+        if self._count < len(self.members):
+            self._rule_out(f"{self._count} of them ran in the forward")
+        if len(set(self._between())) > 1:
+            self._rule_out("they take turns with those of another list")
+        continues = self._continues() if self.fact is None else {}
+        streams = list(continues.values())
+        if not streams:
+            self._rule_out("no output of a block is an argument of the next one")
+        for slot, name in continues.items():
+            self._check(name, self._returned[slot])
+        if self.fact is not None or self.bare is None:
+            return None
+        slots = tuple(continues.get(slot) for slot in range(len(self._returned)))
+        return BlockList(self.path, slots, bare=self.bare, main=self._main(streams))
+
+    @property
+    def pattern(self) -> str:
+        """The pattern that is likely, for messages."""
+        return "Pattern_3" if self.bare else "Pattern_1"
+
+    def _rule_out(self, fact: str) -> None:
+        self.fact = self.fact or fact
+
+    def _between(self) -> list[_Watch]:
+        first, last = self._trace.index(self), self._trace[::-1].index(self)
+        return self._trace[first : len(self._trace) - last]
+
+    def _compare(self, received: Keywords) -> None:
+        for slot, value in enumerate(self._returned):
+            if not isinstance(value, Tensor):
+                continue
+            same = {name for name, got in received.items() if got is value}
+            alike = {
+                name
+                for name, got in received.items()
+                if isinstance(got, Tensor)
+                and (got.shape, got.dtype) == (value.shape, value.dtype)
+                and got is not self._received.get(name)
+            }
+            self._same[slot] = self._same.get(slot, same) & same
+            self._alike[slot] = self._alike.get(slot, alike) & alike
+        for name, value in received.items():
+            if isinstance(value, Tensor) and self._count:
+                self._shapes.setdefault(name, set()).add(value.shape)
+
+    def _take(self, output: Any) -> None:
+        if type(output) not in (tuple, list) and not isinstance(output, Tensor):
+            self._rule_out(f"a block returns an object of type {type(output).__name__}, no Tensor or tuple")
+            return
+        bare = isinstance(output, Tensor)
+        values = (output,) if bare else tuple(output)
+        if self.bare is not None and (bare, len(values)) != (self.bare, len(self._returned)):
+            self._rule_out("the blocks differ in how many values they return")
+        self.bare, self._returned = bare, values
+
+    def _continues(self) -> dict[int, str]:
+        """The argument that each slot continues; a slot without one is a side output."""
+        found: dict[int, str] = {}
+        for slot, names in self._same.items():
+            free = [name for name in self._names if name in names and name not in found.values()]
+            if free:
+                found[slot] = free[0]
+        rest = {
+            slot: [name for name in self._names if name in names - set(found.values())]
+            for slot, names in self._alike.items()
+            if slot not in found
+        }
+        for slot, options in rest.items():
+            rivals = [other for other in rest if other != slot and set(rest[other]) & set(options)]
+            if len(options) > 1:
+                self._rule_out(f"output {slot} may continue {' or '.join(options)}, which have one shape")
+            elif rivals:
+                self._rule_out(f"outputs {slot} and {rivals[0]} may both continue {options[0]}")
+            elif options:
+                found[slot] = options[0]
+        return found
+
+    def _check(self, name: str, delivered: Any) -> None:
+        shapes = self._shapes.get(name, set())
+        if not _is_stream(self._received.get(name)):
+            self._rule_out(f"{name}, which an output continues, holds no floating point numbers")
+        elif len(shapes) > 1 or (isinstance(delivered, Tensor) and delivered.shape not in shapes):
+            self._rule_out(f"{name} changes its shape from block to block")
+        elif name in self._written:
+            self._rule_out(f"a block writes into its argument {name}")
+
+    def _main(self, streams: list[str]) -> str:
+        if HIDDEN in streams:
+            return HIDDEN
+        return max(sorted(streams, key=self._names.index), key=lambda name: int(self._received[name].numel()))
+
+
+def _is_stream(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
+
+
+def _nothing_to_cache(lists: Lists, watches: list[_Watch]) -> UnsupportedModelError:
+    seen = "\n".join(
+        f"    {watch.path}, {len(watch.members)} x {type(watch.members[0]).__name__}"
+        f"({', '.join(parameters_of(watch.members[0]))}): {watch.fact or 'not run by the forward'}"
+        for watch in watches
+    )
+    first = watches[0]
+    return UnsupportedModelError(
+        f"auto found no block list in {lists.name} that can be cached. Its first forward showed:\n{seen}\n"
+        "A patch_functor can change what stands in the way, see cache_dit.PatchFunctor; where you know the "
+        f"streams, say them. {DECLARE.format(path=first.path, pattern=first.pattern)}"
+    )

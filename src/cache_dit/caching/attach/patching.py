@@ -1,0 +1,81 @@
+"""Applies a `PatchFunctor` to one transformer and remembers what it changed, to take that back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from cache_dit.caching.patch_functors import PatchFunctor
+from cache_dit.errors import ConfigError
+
+_ABSENT = object()
+_Table = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Patch:
+    """What a functor changed on one transformer.
+
+    Attributes:
+        functor: The functor.
+        entries: Attribute table, name, value before and value set, of modules' attributes.
+        classes: Module, class before and class set.
+    """
+
+    functor: PatchFunctor
+    entries: tuple[tuple[_Table, str, Any, Any], ...]
+    classes: tuple[tuple[nn.Module, type, type], ...]
+
+    def undo(self) -> None:
+        """Take the changes back, where nobody has changed the same thing again (loaded a LoRA, say)."""
+        for module, before, changed in self.classes:
+            if type(module) is changed:
+                module.__class__ = before
+        for table, name, before, changed in self.entries:
+            if table.get(name, _ABSENT) is not changed:
+                continue
+            if before is _ABSENT:
+                del table[name]
+            else:
+                table[name] = before
+
+
+def apply_patch(functor: PatchFunctor, model: nn.Module) -> Patch:
+    """Let a functor change a transformer; if that fails, nothing stays changed.
+
+    Raises:
+        ConfigError: The functor returned another object.
+    """
+    modules = [(module, type(module), list(_tables(module))) for module in model.modules()]
+    tables = [(table, dict(table)) for _, _, tables in modules for table in tables]
+    returned: nn.Module | None = None
+    try:
+        returned = functor.apply(model)
+    finally:
+        patch = Patch(
+            functor,
+            tuple(
+                (table, name, before.get(name, _ABSENT), table.get(name, _ABSENT))
+                for table, before in tables
+                for name in before | table
+                if before.get(name, _ABSENT) is not table.get(name, _ABSENT)
+            ),
+            tuple((module, kind, type(module)) for module, kind, _ in modules if type(module) is not kind),
+        )
+        if returned is not model:
+            patch.undo()
+    if returned is not model:
+        raise ConfigError(
+            f"{type(functor).__name__}.apply returned an object of type {type(returned).__name__}; change "
+            f"the {type(model).__name__} that it was given and return that."
+        )
+    return patch
+
+
+def _tables(module: nn.Module) -> Iterator[_Table]:
+    """The attributes of a module, and what of them are tables themselves: parameters, children, hooks."""
+    yield vars(module)
+    yield from (value for value in vars(module).values() if isinstance(value, dict))
