@@ -12,7 +12,7 @@ from torch import Tensor
 from .base import BATCH, Draw, Inputs, InputsOf, TinyModel, builder, with_extra
 from .image_models import FLUX, QWEN_IMAGE, SD3
 from .image_models_1 import HUNYUAN_DIT
-from .image_models_2 import SANA
+from .image_models_3 import SANA
 
 _TEXT_DIM, _POOLED, _WIDTH = 24, 20, 32
 _HEADS: Inputs = {"num_attention_heads": 2, "attention_head_dim": 16}

@@ -7,6 +7,7 @@ from . import (
     control_models,
     image_models_1,
     image_models_2,
+    image_models_3,
     video_models_1,
     video_models_2,
 )
@@ -41,6 +42,7 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     CHROMA,
     *image_models_1.MODELS,
     *image_models_2.MODELS,
+    *image_models_3.MODELS,
     *video_models_1.MODELS,
     *video_models_2.MODELS,
     *audio_models.MODELS,
