@@ -19,6 +19,7 @@ import torch
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxIPAdapterAttnProcessor
 from peft import LoraConfig
+from tiny.control_pipelines import CONTROL_PIPELINES, ControlPipeline
 from tiny.models import FLUX, WAN, WAN_SECOND, Draw, Inputs, output_of
 from tiny.runs import decisions
 from torch import Tensor
@@ -27,6 +28,7 @@ import cache_dit
 from cache_dit import DBCacheConfig, Request, TaylorSeerCalibratorConfig
 from cache_dit.api import attachments_of
 from cache_dit.caching.maths.gates import Reason
+from cache_dit.errors import ConfigError
 
 CONFIG = DBCacheConfig(
     Fn_compute_blocks=1, max_warmup_steps=1, residual_diff_threshold=1.0, enable_separate_cfg=False
@@ -329,3 +331,99 @@ def test_an_expert_that_returns_computes(turns: str, first: str, second: str, na
         computed = [letter == "C" for letter in model for _ in names]
         same = [torch.equal(one, other) for one, other in zip(made, expected, strict=True)]
         assert same == computed
+
+
+# --- pipelines ---
+
+each_pipeline = pytest.mark.parametrize("tiny", CONTROL_PIPELINES, ids=lambda tiny: tiny.name)
+STEPS = 8
+PIPELINE_CONFIG = DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=1, residual_diff_threshold=1.0)
+
+
+def computed(model: Any) -> list[Reason]:
+    """Why the steps that were computed were; the first forecast segment of the first branch."""
+    latest = attachments_of(model)[0].session.latest
+    assert latest is not None
+    return [step.verdict.reason for step in latest.of(0, latest.branches[0]) if not step.verdict.skip]
+
+
+@each_pipeline
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [
+        ((0.0, 1.0), "CSSSSSSS"),
+        ((0.0, 0.5), "CSSSCSSS"),
+        ((0.5, 1.0), "CSSSCSSS"),
+        ((0.25, 0.75), "CSCSSSCS"),
+    ],
+    ids=str,
+)
+def test_window_in_a_pipeline(tiny: ControlPipeline, window: tuple[float, float], expected: str) -> None:
+    pipe = cache_dit.enable_cache(tiny.build(), PIPELINE_CONFIG)
+    start, end = window
+    tiny.call(pipe, STEPS, control_guidance_start=start, control_guidance_end=end)
+    assert [decisions(pipe, branch) for branch in range(tiny.branches)] == [expected] * tiny.branches
+    assert computed(pipe) == [Reason.WARMUP] + [Reason.SWITCHED] * (expected.count("C") - 1)
+
+
+@each_pipeline
+def test_the_step_at_which_a_window_ends_is_computed(tiny: ControlPipeline) -> None:
+    pipe = tiny.build()
+    results = []
+    # With and without the step at which the window ends: it is computed in any case.
+    for mask in ([1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]):
+        config = PIPELINE_CONFIG.updated(DBCacheConfig().reset(steps_computation_mask=mask))
+        cache_dit.enable_cache(pipe, config, TAYLOR)
+        results.append(tiny.call(pipe, STEPS, control_guidance_end=0.5))
+        assert decisions(pipe) == "CCCCCSSS"
+    assert torch.equal(*results)
+
+
+@each_pipeline
+def test_controlnet_is_cached_on_request_only(tiny: ControlPipeline) -> None:
+    pipe = cache_dit.enable_cache(tiny.build(), PIPELINE_CONFIG)
+    assert [attached.lists.name for attached in attachments_of(pipe)] == [tiny.transformer.name]
+    with pytest.raises(ConfigError, match=f"{tiny.controlnet.name} is not cached"):
+        attachments_of(pipe.controlnet)
+
+
+@each_pipeline
+def test_transformer_and_controlnet(tiny: ControlPipeline) -> None:
+    pipe = tiny.build()
+    expected = tiny.call(pipe, STEPS, control_guidance_end=0.5)
+    never = PIPELINE_CONFIG.updated(DBCacheConfig().reset(residual_diff_threshold=0.0))
+    for first, second in ((pipe, pipe.controlnet), (pipe.controlnet, pipe)):
+        cache_dit.enable_cache(first, never)
+        cache_dit.enable_cache(second, never)
+        assert torch.equal(tiny.call(pipe, STEPS, control_guidance_end=0.5), expected)
+        cache_dit.disable_cache(pipe)
+
+    mask = [1, 0, 1, 0, 0, 1, 0, 0]
+    own = PIPELINE_CONFIG.updated(DBCacheConfig().reset(steps_computation_mask=mask))
+    cache_dit.enable_cache(pipe.controlnet, own)
+    cache_dit.enable_cache(pipe, PIPELINE_CONFIG)
+    for _ in range(2):
+        tiny.call(pipe, STEPS, control_guidance_end=0.5)
+        assert [decisions(pipe, branch) for branch in range(tiny.branches)] == ["CSSSCSSS"] * tiny.branches
+        assert decisions(pipe.controlnet) == "CSCSSCSS"
+    names = [attached.lists.name for attached in attachments_of(pipe)]
+    assert names == [tiny.transformer.name, tiny.controlnet.name]
+    assert not any(attached.shares_run for attached in attachments_of(pipe))
+
+    cache_dit.disable_cache(pipe)
+    for model in (pipe, pipe.controlnet):
+        with pytest.raises(ConfigError, match="is not cached"):
+            attachments_of(model)
+    assert torch.equal(tiny.call(pipe, STEPS, control_guidance_end=0.5), expected)
+
+
+@each_pipeline
+def test_cached_controlnet_is_near(tiny: ControlPipeline) -> None:
+    """Every second output of a ControlNet from the one before moves the result less than none at all."""
+    pipe = tiny.build()
+    expected, without = tiny.call(pipe, STEPS), tiny.call(pipe, STEPS, controlnet_conditioning_scale=0.0)
+    config = PIPELINE_CONFIG.updated(DBCacheConfig().reset(max_continuous_cached_steps=1))
+    cache_dit.enable_cache(pipe.controlnet, config)
+    result = tiny.call(pipe, STEPS)
+    assert decisions(pipe.controlnet) == "CS" * (STEPS // 2)
+    assert 1e-4 < error(result, expected) < 0.5 * error(without, expected)
