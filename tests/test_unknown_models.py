@@ -290,6 +290,36 @@ class Chain(Model):
         return self.trunk(image + vec[:, None])
 
 
+class Turns(Model):
+    def make(self) -> None:
+        self.space = nn.ModuleList(PlainBlock() for _ in range(COUNT))
+        self.time = nn.ModuleList(PlainBlock() for _ in range(COUNT))
+
+    def run(self, image: Tensor, text: Tensor, vec: Tensor) -> Tensor:
+        for space, time in zip(self.space, self.time, strict=True):
+            image = time(space(image, vec), vec)
+        return image
+
+
+class Refining(Turns):
+    """Short lists before the trunk and between its blocks."""
+
+    def make(self) -> None:
+        self.refiner = nn.ModuleList(UnpackedBlock() for _ in range(2))
+        self.adapters = nn.ModuleList(UnpackedBlock() for _ in range(2))
+        self.layers = nn.ModuleList(PlainBlock() for _ in range(9))
+
+    def run(self, image: Tensor, text: Tensor, vec: Tensor) -> Tensor:
+        for layer in self.refiner:
+            text = layer(text)
+        image = image + text.mean(1, keepdim=True)
+        for index, layer in enumerate(self.layers):
+            image = layer(image, vec)
+            if index in (3, 6):
+                image = image + self.adapters[index // 3 - 1](image)
+        return image
+
+
 class DictOutput(Model):
     def forward(self, image: Tensor, text: Tensor, timestep: Tensor) -> dict[str, Tensor]:
         return {"sample": super().forward(image, text, timestep)}
@@ -342,6 +372,8 @@ STYLES = [
     Style(NothingBeside, (("layers", (None, "x"), "x"),), (P5,)),
     Style(Nested, (("decoder.trunk", ("x",), "x"),), (P3,)),
     Style(Chain, (("trunk", ("x",), "x"),), (P3,)),
+    Style(Turns, (("space/time", ("x",), "x"),)),
+    Style(Refining, (("layers", ("x",), "x"),), (P3,)),
     Style(DictOutput, (("layers", ("x",), "x"),), (P3,)),
     Style(Drawing, (("layers", ("x",), "x"),), (P3,)),
 ]
@@ -377,7 +409,7 @@ def repeat(model: nn.Module, *seeds: int) -> list[Tensor]:
 
 def found(model: nn.Module) -> tuple[List, ...]:
     (attached,) = attachments_of(model)
-    return tuple((flow.path, flow.continues, flow.main) for flow in attached.lists.flows)
+    return tuple((flow.label, flow.continues, flow.main) for flow in attached.lists.flows)
 
 
 def auto(model: nn.Module) -> BlockAdapter:
@@ -634,14 +666,20 @@ class Growing(Model):
     block = GrowingBlock
 
 
-class Turns(Model):
-    def make(self) -> None:
-        self.space = nn.ModuleList(PlainBlock() for _ in range(COUNT))
-        self.time = nn.ModuleList(PlainBlock() for _ in range(COUNT))
+class HalfWayBlock(Mixer):
+    def forward(self, x: Tensor, y: Tensor, vec: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mix(x, y, vec)
+
+
+class HalfWay(Model):
+    """The second stream goes on in the first half only."""
+
+    block = HalfWayBlock
 
     def run(self, image: Tensor, text: Tensor, vec: Tensor) -> Tensor:
-        for space, time in zip(self.space, self.time, strict=True):
-            image = time(space(image, vec), vec)
+        for index, layer in enumerate(self.layers):
+            image, moved = layer(image, text, vec)
+            text = moved if index < COUNT // 2 else text
         return image
 
 
@@ -703,7 +741,7 @@ say them. Declare its blocks:
     cache_dit.enable_cache(
         cache_dit.BlockAdapter(
             transformer=transformer,
-            blocks=transformer.{"space" if kind is Turns else "layers"},
+            blocks=transformer.layers,
             forward_pattern=cache_dit.ForwardPattern.{pattern},  # see its docstring
         )
     )"""
@@ -728,10 +766,9 @@ say them. Declare its blocks:
         ),
         (Growing, "    layers, 4 x GrowingBlock(x, vec): x changes its shape from block to block", P3),
         (
-            Turns,
-            "    space, 4 x PlainBlock(x, vec): they take turns with those of another list\n"
-            "    time, 4 x PlainBlock(x, vec): they take turns with those of another list",
-            P3,
+            HalfWay,
+            "    layers, 4 x HalfWayBlock(x, y, vec): output 1 is an argument of some of them only",
+            P1,
         ),
         (Skipping, "    layers, 4 x PlainBlock(x, vec): block 2 ran where block 1 was expected", P3),
         (Early, "    layers, 4 x PlainBlock(x, vec): 2 of them ran in the forward", P3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -64,12 +65,16 @@ def observe(lists: Lists, call: Callable[..., Any], args: Arguments, kwargs: Key
             call(lists.model, *given[0], **given[1])
     finally:
         current_frame.reset(token)
-    reached = list(dict.fromkeys(trace))
-    flows = {watch: flow for watch in reached if (flow := watch.flow()) is not None}
+    flows = _flows(list(dict.fromkeys(trace)))
     if not flows:
         raise _nothing_to_cache(lists, watches)
+    order = sorted(flows, key=trace.index)
     return Lists(
-        model=lists.model, blocks=tuple(watch.members for watch in flows), flows=tuple(flows.values())
+        model=lists.model,
+        blocks=tuple(
+            flows[watch].members(lists.model) if flows[watch].along else watch.members for watch in order
+        ),
+        flows=tuple(flows[watch] for watch in order),
     )
 
 
@@ -87,6 +92,22 @@ def path_of(model: nn.Module, members: tuple[nn.Module, ...]) -> str:
         f"BlockAdapter: {type(members[0]).__name__} is no part of {type(model).__name__}; give the blocks of "
         "the transformer that is given."
     )
+
+
+def _flows(reached: list[_Watch]) -> dict[_Watch, BlockList]:
+    """The data flow of the lists that are worth caching, the largest first."""
+    flows: dict[_Watch, BlockList] = {}
+    for watch in sorted(reached, key=lambda watch: -watch.weight):
+        flow = watch.flow()
+        around = next((other for other in flows if watch.overlaps(other)), None)
+        # The first list decides for all, and a short one that refines a prompt would see no change at all.
+        if flow is None or watch.weight * 4 < max(other.weight for other in [*flows, watch]):
+            continue
+        if around is None:
+            flows[watch] = flow
+        elif around.alternates(watch) and dataclasses.replace(flow, path=around.path) == flows[around]:
+            flows[around] = dataclasses.replace(flows[around], along=flow.path)
+    return flows
 
 
 def _candidates(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
@@ -122,15 +143,16 @@ class _Watch:
         self.members = members
         self.fact: str | None = None
         self.bare: bool | None = None
+        self.weight = sum(part.numel() for block in members for part in block.parameters())
         self._names = parameters_of(members[0])
         self._trace = trace
         self._count = 0
         self._received: Keywords = {}
         self._returned: tuple[Any, ...] = ()
-        # For each output slot that held a tensor the arguments that it reached as the same object, and those
-        # that it fits in shape and that are no constants, after every block.
-        self._same: dict[int, set[str]] = {}
-        self._alike: dict[int, set[str]] = {}
+        # For each output slot that held a tensor, the arguments that it may continue after every block: those
+        # that it reached as the same object (seen of `_firm` slots), else those of its shape that change.
+        self._options: dict[int, set[str]] = {}
+        self._firm: set[int] = set()
         self._shapes: dict[str, set[torch.Size]] = {}
         self._written: set[str] = set()
 
@@ -157,8 +179,6 @@ class _Watch:
         """The data flow of a list that was reached, or None where none can be told; `fact` says why."""
         if self._count < len(self.members):
             self._rule_out(f"{self._count} of them ran in the forward")
-        if len(set(self._between())) > 1:
-            self._rule_out("they take turns with those of another list")
         continues = self._continues() if self.fact is None else {}
         streams = list(continues.values())
         if not streams:
@@ -175,27 +195,34 @@ class _Watch:
         """The pattern that is likely, for messages."""
         return "Pattern_3" if self.bare else "Pattern_1"
 
+    def overlaps(self, other: _Watch) -> bool:
+        """Whether blocks of one list run between those of the other."""
+        places = [number for number, watch in enumerate(self._trace) if watch is self]
+        others = [number for number, watch in enumerate(self._trace) if watch is other]
+        return places[0] < others[-1] and others[0] < places[-1]
+
+    def alternates(self, other: _Watch) -> bool:
+        """Whether the lists take turns, this one first."""
+        turns = [watch for watch in self._trace if watch in (self, other)]
+        return turns == [self, other] * len(self.members)
+
     def _rule_out(self, fact: str) -> None:
         self.fact = self.fact or fact
-
-    def _between(self) -> list[_Watch]:
-        first, last = self._trace.index(self), self._trace[::-1].index(self)
-        return self._trace[first : len(self._trace) - last]
 
     def _compare(self, received: Keywords) -> None:
         for slot, value in enumerate(self._returned):
             if not isinstance(value, Tensor):
                 continue
             same = {name for name, got in received.items() if got is value}
-            alike = {
+            options = same or {
                 name
                 for name, got in received.items()
                 if isinstance(got, Tensor)
                 and (got.shape, got.dtype) == (value.shape, value.dtype)
                 and got is not self._received.get(name)
             }
-            self._same[slot] = self._same.get(slot, same) & same
-            self._alike[slot] = self._alike.get(slot, alike) & alike
+            self._firm |= {slot} if same else set()
+            self._options[slot] = self._options.get(slot, options) & options
         for name, value in received.items():
             if isinstance(value, Tensor) and self._count:
                 self._shapes.setdefault(name, set()).add(value.shape)
@@ -213,14 +240,16 @@ class _Watch:
     def _continues(self) -> dict[int, str]:
         """The argument that each slot continues; a slot without one is a side output."""
         found: dict[int, str] = {}
-        for slot, names in self._same.items():
-            free = [name for name in self._names if name in names and name not in found.values()]
-            if free:
+        for slot in sorted(self._firm):
+            free = [name for name in self._names if name in self._options[slot] - set(found.values())]
+            if not free:
+                self._rule_out(f"output {slot} is an argument of some of them only")
+            else:
                 found[slot] = free[0]
         rest = {
             slot: [name for name in self._names if name in names - set(found.values())]
-            for slot, names in self._alike.items()
-            if slot not in found
+            for slot, names in self._options.items()
+            if slot not in self._firm
         }
         for slot, options in rest.items():
             rivals = [other for other in rest if other != slot and set(rest[other]) & set(options)]
