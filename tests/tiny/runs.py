@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +68,19 @@ class Denoising:
 
     def advance(self) -> None:
         """Take one step."""
-        predictions = [self.forward(place) for place in range(len(self.branches))]
+        self._take([self.forward(place) for place in range(len(self.branches))])
+
+    def forwards(self) -> Iterator[None]:
+        """Take the remaining steps, one forward at a time."""
+        while self.step < self.steps:
+            predictions = []
+            for place in range(len(self.branches)):
+                predictions.append(self.forward(place))
+                if place + 1 == len(self.branches):
+                    self._take(predictions)
+                yield
+
+    def _take(self, predictions: list[Tensor]) -> None:
         guided = predictions[0] + 2.0 * (predictions[0] - predictions[-1])
         self.latents = self.latents + guided * (self.time(self.step + 1) - self.time(self.step))
         self.step += 1
@@ -90,6 +102,14 @@ class Denoising:
         while self.step < self.steps:
             self.advance()
         return self.latents
+
+
+def small_flux() -> Any:
+    """The tiny Flux with 3 and 2 blocks, for tests that need many forwards."""
+    model: Any = FLUX.build()
+    model.transformer_blocks = model.transformer_blocks[:3]
+    model.single_transformer_blocks = model.single_transformer_blocks[:2]
+    return model
 
 
 def decisions(target: Any, branch: int = 0, which: int = 0) -> str:
