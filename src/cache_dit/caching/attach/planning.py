@@ -154,7 +154,8 @@ def _segment(
             None if port is None else setting.calibrator.forecaster(main=slot == ports.main)
             for slot, port in enumerate(ports.slots)
         ),
-        residual=setting.calibrator.calibrator_cache_type == "residual",
+        residual=setting.calibrator.calibrator_cache_type == "residual" and not flow.stacks,
+        stacked=flow.stacks,
     )
 
 

@@ -180,6 +180,8 @@ class SegmentRun:
 
     def _signal(self, entry: tuple[Any, ...]) -> Tensor | None:
         tail: Tensor = entry[self.segment.ports.main]
+        if self.segment.stacked:
+            tail = tail[-1]
         if self._head is None or self._head.shape != tail.shape:
             return None
         signal: Tensor = detached(tail) - detached(self._head)

@@ -29,6 +29,7 @@ class Segment:
         leader: Index of the segment whose decision this one takes over.
         forecasters: One for each output slot; None for side outputs.
         residual: Forecast the change over the segment; else what leaves it.
+        stacked: The stream that enters is the last of several in one tensor.
     """
 
     paths: tuple[str, ...]
@@ -41,6 +42,7 @@ class Segment:
     leader: int
     forecasters: tuple[Forecaster | None, ...]
     residual: bool = True
+    stacked: bool = False
 
     @property
     def label(self) -> str:

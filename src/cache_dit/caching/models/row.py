@@ -28,6 +28,8 @@ class BlockList:
         stop: Entry of the model's config, one behind the last block; likewise. None: to the end.
         each_counts: The model uses the output of every block by itself, as ControlNets do, so every block
             is forecast on its own.
+        stacks: Every block puts one more output in front of the stream and hands on all of them in one
+            tensor; what leaves the list is forecast, since there is no change between two layouts.
     """
 
     path: str
@@ -38,6 +40,7 @@ class BlockList:
     start: str | None = None
     stop: str | None = None
     each_counts: bool = False
+    stacks: bool = False
 
     @property
     def label(self) -> str:
