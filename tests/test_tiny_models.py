@@ -32,6 +32,11 @@ def left_out(block: nn.Module, flow: BlockList, kwargs: dict[str, Any], model: n
 
     def identity(module: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> Any:
         arguments = signature.bind(module, *args, **call).arguments
+        if flow.stacks:
+            entered = arguments[flow.main]
+            before = entered[:-1] if entered.ndim == output.ndim else output[:0]
+            stream = entered[-1] if entered.ndim == output.ndim else entered
+            return torch.stack([*before, torch.zeros_like(stream), stream])
         if flow.bare:
             return arguments[flow.main]
         # SD3: the last block drops the text stream.

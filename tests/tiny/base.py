@@ -80,6 +80,8 @@ def output_of(model: nn.Module, kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]
 def _tensors(value: object) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, dict):
+        return _tensors(list(value.values()))
     if isinstance(value, (tuple, list)):
         return [tensor for item in value for tensor in _tensors(item)]
     return []

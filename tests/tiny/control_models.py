@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import torch
 from diffusers.models.controlnets import controlnet_cosmos
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from .base import BATCH, Draw, Inputs, InputsOf, TinyModel, builder, with_extra
 from .image_models import FLUX, QWEN_IMAGE, SD3
 from .image_models_1 import HUNYUAN_DIT
+from .image_models_2 import Z_IMAGE
 from .image_models_3 import SANA
 
 _TEXT_DIM, _POOLED, _WIDTH = 24, 20, 32
@@ -194,6 +197,54 @@ COSMOS_CONTROL = TinyModel(
     variants={"scales": _scaled(_cosmos_inputs, [0.5, 0.25, 1.0, 0.75, 0.1])},
 )
 
+
+def _share_with_z_image(model: Any) -> None:
+    """Take over the embeddings and refiners of the transformer, as the pipeline does."""
+    diffusers.ZImageControlNetModel.from_transformer(model, Z_IMAGE.build())
+
+
+def _z_image_builder(seed: int, refiner: str | None) -> Callable[[], Any]:
+    build = builder(
+        "ZImageControlNetModel",
+        seed=seed,
+        control_layers_places=[0, 1, 2, 4],
+        control_refiner_layers_places=[0, 1],
+        add_control_noise_refiner=refiner,
+        control_in_dim=4,
+        dim=_WIDTH,
+        n_refiner_layers=2,
+        n_heads=2,
+        n_kv_heads=2,
+    )
+
+    def build_and_share() -> Any:
+        model = build()
+        _share_with_z_image(model)
+        return model
+
+    return build_and_share
+
+
+_z_image_inputs = with_extra(
+    Z_IMAGE.inputs, lambda draw: {"control_context": [draw(4, 1, 8, 8) for _ in range(BATCH)]}
+)
+Z_IMAGE_CONTROL = TinyModel(
+    name="ZImageControlNetModel",
+    build=_z_image_builder(508, None),
+    inputs=_z_image_inputs,
+    block_lists=("control_layers",),
+    variants={"scale": _scaled(_z_image_inputs)},
+    prepare=_share_with_z_image,
+)
+Z_IMAGE_CONTROL_REFINER = TinyModel(
+    name="ZImageControlNetModel",
+    build=_z_image_builder(509, "control_noise_refiner"),
+    inputs=_z_image_inputs,
+    block_lists=("control_layers",),
+    prepare=_share_with_z_image,
+    label="refiner",
+)
+
 MODELS: tuple[TinyModel, ...] = (
     FLUX_CONTROL,
     FLUX_CONTROL_UNION,
@@ -202,4 +253,6 @@ MODELS: tuple[TinyModel, ...] = (
     HUNYUAN_DIT_CONTROL,
     SANA_CONTROL,
     COSMOS_CONTROL,
+    Z_IMAGE_CONTROL,
+    Z_IMAGE_CONTROL_REFINER,
 )

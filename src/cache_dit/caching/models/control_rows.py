@@ -1,7 +1,7 @@
 """Rows of ControlNet models.
 
-They hand the output of every one of their blocks to the transformer that they control, so every block is
-forecast by itself; zero convolutions and scales behind the blocks are computed freshly.
+They hand the output of every one of their blocks to the transformer that they control, so it is forecast for
+every block; zero convolutions and scales behind the blocks are computed freshly.
 """
 
 from __future__ import annotations
@@ -49,6 +49,13 @@ ROWS: tuple[Row, ...] = (
         name="SanaControlNetModel",
         lists=(returns_one("transformer_blocks", each_counts=True),),
         blocks=("SanaTransformerBlock",),
+        on_request=True,
+    ),
+    Row(
+        name="ZImageControlNetModel",
+        lists=(returns_one("control_layers", "c", stacks=True),),
+        blocks=("ZImageControlTransformerBlock",),
+        timestep="t",
         on_request=True,
     ),
 )
