@@ -23,7 +23,7 @@ import torch
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 from tiny.flux_2_3_models import FLUX2_KV, flux2_cached, flux2_extract
 from tiny.image_models_2 import QWEN_IMAGE21
-from tiny.models import TINY_MODELS, Inputs, TinyModel, output_of
+from tiny.models import TINY_MODELS, Inputs, TinyModel, output_of, tiny_model
 from torch import Tensor, nn
 
 import cache_dit
@@ -540,3 +540,12 @@ def test_lists_of_the_row_are_those_of_the_model(tiny: TinyModel) -> None:
     row = row_for(tiny)
     assert tuple(flow.label for flow in row.lists) == tiny.block_lists
     assert all(flow.members(model_of(tiny)) for flow in row.lists)
+
+
+def test_a_list_may_be_bounded_from_its_end() -> None:
+    tiny = tiny_model("MotifVideoTransformer3DModel")
+    model: Any = tiny.build()
+    _, *single = row_for(tiny).lists
+    for decoding, lengths in ((4, [5, 4]), (0, [9, 0])):
+        model.register_to_config(num_decoder_layers=decoding)
+        assert [len(flow.members(model)) for flow in single] == lengths

@@ -173,6 +173,7 @@ LATTE = TinyModel(
     inputs=_video_inputs,
     block_lists=("transformer_blocks/temporal_transformer_blocks",),
     variants={
+        "spatial_only": with_extra(_video_inputs, lambda _: {"enable_temporal_attentions": False}),
         "padded_text": with_extra(
             _video_inputs,
             lambda _: {
