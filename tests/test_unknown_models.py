@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny.models import TINY_MODELS, TinyModel, output_of
 from torch import Tensor, nn
 
 import cache_dit
@@ -34,6 +35,7 @@ from cache_dit import (
     summary,
 )
 from cache_dit.api import attachments_of
+from cache_dit.caching.models import rows
 from cache_dit.errors import ConfigError, ConfigTypeError, PatternError, UnsupportedModelError
 
 WIDTH, COUNT = 8, 4
@@ -320,6 +322,17 @@ class Refining(Turns):
         return image
 
 
+class Residuals(Model):
+    """Uses what leaves every block, as a ControlNet does."""
+
+    def run(self, image: Tensor, text: Tensor, vec: Tensor) -> Tensor:
+        every = []
+        for layer in self.layers:
+            image = layer(image, vec)
+            every.append(image)
+        return torch.stack(every).cumsum(0).prod(0)
+
+
 class DictOutput(Model):
     def forward(self, image: Tensor, text: Tensor, timestep: Tensor) -> dict[str, Tensor]:
         return {"sample": super().forward(image, text, timestep)}
@@ -374,6 +387,7 @@ STYLES = [
     Style(Chain, (("trunk", ("x",), "x"),), (P3,)),
     Style(Turns, (("space/time", ("x",), "x"),)),
     Style(Refining, (("layers", ("x",), "x"),), (P3,)),
+    Style(Residuals, (("layers", ("x",), "x"),)),
     Style(DictOutput, (("layers", ("x",), "x"),), (P3,)),
     Style(Drawing, (("layers", ("x",), "x"),), (P3,)),
 ]
@@ -475,6 +489,34 @@ def test_a_fitting_pattern_says_what_is_found(style: Style) -> None:
     model = style.kind()
     enable_cache(by_hand(model, style), CONFIG)
     assert found(model) == style.lists
+
+
+@pytest.mark.parametrize("tiny", TINY_MODELS, ids=lambda tiny: tiny.id)
+def test_models_of_diffusers_are_seen_as_their_rows_say(
+    tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.build()
+    expected = output_of(model, tiny.inputs(0))
+    row = rows.row_of(type(model))
+    assert row is not None
+    declared = {flow.label: flow for flow in row.lists if flow.members(model)}
+    monkeypatch.setattr(rows, "_BY_NAME", {})
+    enable_cache(auto(model), CONFIG)
+    with Request(2):
+        computed, repeated = (output_of(model, tiny.inputs(0)) for _ in range(2))
+    assert decisions(model) == "CS"
+    for first, second, plain in zip(computed, repeated, expected, strict=True):
+        assert torch.equal(first, plain)
+        assert torch.allclose(second, plain, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))
+    seen = {flow.label: flow for flow in attachments_of(model)[0].lists.flows}
+    both = seen.keys() & declared.keys()
+    # The refiners of this one weigh more than its other blocks.
+    assert both or tiny.name == "ZImageControlNetModel"
+    for path in both:
+        # Some models keep an output that they do not use, so more is forecast block by block than must be.
+        careful = seen[path].each_counts
+        assert careful or not declared[path].each_counts
+        assert dataclasses.replace(declared[path], each_counts=careful, made_of=None) == seen[path]
 
 
 # --- before and during the first forward ---

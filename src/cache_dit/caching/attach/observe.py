@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,10 @@ def observe(lists: Lists, call: Callable[..., Any], args: Arguments, kwargs: Key
     try:
         # The forward is run again: what it draws or takes out of a container must be there once more.
         given: tuple[Arguments, Keywords] = tree_map(lambda value: value, (args, kwargs))
-        with torch.random.fork_rng({part.device for part in lists.model.parameters() if part.is_cuda}):
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng({part.device for part in lists.model.parameters() if part.is_cuda}),
+        ):
             call(lists.model, *given[0], **given[1])
     finally:
         current_frame.reset(token)
@@ -155,6 +159,8 @@ class _Watch:
         self._firm: set[int] = set()
         self._shapes: dict[str, set[torch.Size]] = {}
         self._written: set[str] = set()
+        self._outputs: list[tuple[ref[Any] | None, ...]] = []
+        self._kept: set[int] = set()
 
     def visit(self, slot: Slot, call: Callable[..., Any], block: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call one block."""
@@ -188,7 +194,13 @@ class _Watch:
         if self.fact is not None or self.bare is None:
             return None
         slots = tuple(continues.get(slot) for slot in range(len(self._returned)))
-        return BlockList(self.path, slots, bare=self.bare, main=self._main(streams))
+        return BlockList(
+            self.path,
+            slots,
+            bare=self.bare,
+            main=self._main(streams),
+            each_counts=not self._kept.isdisjoint(continues),
+        )
 
     @property
     def pattern(self) -> str:
@@ -236,6 +248,15 @@ class _Watch:
         if self.bare is not None and (bare, len(values)) != (self.bare, len(self._returned)):
             self._rule_out("the blocks differ in how many values they return")
         self.bare, self._returned = bare, values
+        self._outputs.append(tuple(ref(value) if isinstance(value, Tensor) else None for value in values))
+        if self._count == len(self.members):
+            # What left the blocks before the last two is gone by now, unless the model keeps it to use it.
+            self._kept = {
+                slot
+                for output in self._outputs[:-2]
+                for slot, one in enumerate(output)
+                if one is not None and one() is not None
+            }
 
     def _continues(self) -> dict[int, str]:
         """The argument that each slot continues; a slot without one is a side output."""
