@@ -55,7 +55,7 @@ def left_out(block: nn.Module, flow: BlockList, kwargs: dict[str, Any], model: n
 def flows_of(model: nn.Module) -> tuple[BlockList, ...]:
     row = row_of(type(model))
     assert row is not None
-    return row.lists
+    return tuple(flow for flow in row.lists if flow.members(model))
 
 
 def each_block(model: nn.Module) -> Iterator[tuple[str, nn.Module, BlockList]]:

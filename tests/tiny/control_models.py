@@ -101,6 +101,34 @@ SD3_CONTROL = TinyModel(
     variants={"scale": _scaled(_sd3_inputs)},
 )
 
+
+def _sd3_single_inputs(seed: int) -> Inputs:
+    """Latents that the transformer has embedded, and no text."""
+    inputs = _sd3_inputs(seed) | {"hidden_states": Draw(seed)(BATCH, 16, _WIDTH)}
+    return {name: value for name, value in inputs.items() if name != "encoder_hidden_states"}
+
+
+SD3_CONTROL_SINGLE = TinyModel(
+    name="SD3ControlNetModel",
+    build=builder(
+        "SD3ControlNetModel",
+        seed=510,
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=4,
+        joint_attention_dim=None,
+        caption_projection_dim=_WIDTH,
+        pooled_projection_dim=_POOLED,
+        pos_embed_type=None,
+        use_pos_embed=False,
+        **_HEADS,
+    ),
+    inputs=_sd3_single_inputs,
+    block_lists=("transformer_blocks",),
+    label="single",
+)
+
 _hunyuan_dit_inputs = _controlled(HUNYUAN_DIT.inputs, *_LATENTS)
 HUNYUAN_DIT_CONTROL = TinyModel(
     name="HunyuanDiT2DControlNetModel",
@@ -250,6 +278,7 @@ MODELS: tuple[TinyModel, ...] = (
     FLUX_CONTROL_UNION,
     QWEN_IMAGE_CONTROL,
     SD3_CONTROL,
+    SD3_CONTROL_SINGLE,
     HUNYUAN_DIT_CONTROL,
     SANA_CONTROL,
     COSMOS_CONTROL,

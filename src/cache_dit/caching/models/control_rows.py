@@ -41,8 +41,12 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         name="SD3ControlNetModel",
-        lists=(returns("transformer_blocks", E, H, each_counts=True),),
-        blocks=("JointTransformerBlock",),
+        # The ControlNets of SD3.5 large read no text.
+        lists=(
+            returns("transformer_blocks", E, H, each_counts=True, made_of="JointTransformerBlock"),
+            returns_one("transformer_blocks", each_counts=True, made_of="SD3SingleTransformerBlock"),
+        ),
+        blocks=("JointTransformerBlock", "SD3SingleTransformerBlock"),
         on_request=True,
     ),
     Row(

@@ -30,6 +30,7 @@ class BlockList:
             is forecast on its own.
         stacks: Every block puts one more output in front of the stream and hands on all of them in one
             tensor; what leaves the list is forecast, since there is no change between two layouts.
+        made_of: Class name of the blocks, where models of one class differ in it: meant are those with these.
     """
 
     path: str
@@ -41,6 +42,7 @@ class BlockList:
     stop: str | None = None
     each_counts: bool = False
     stacks: bool = False
+    made_of: str | None = None
 
     @property
     def label(self) -> str:
@@ -56,6 +58,8 @@ class BlockList:
     def members(self, model: nn.Module) -> tuple[nn.Module, ...]:
         """The blocks of a model in the order in which they run; none where the model has no such list."""
         blocks = _list_at(model, self.path)
+        if self.made_of is not None and any(type(block).__name__ != self.made_of for block in blocks):
+            return ()
         if self.along is not None:
             pairs = zip(blocks, _list_at(model, self.along), strict=True)
             return tuple(block for pair in pairs for block in pair)
