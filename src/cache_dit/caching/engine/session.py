@@ -139,8 +139,9 @@ class Session:
         marker = self._marker(request, name, args, kwargs) if position is None else position
         state: RunState | None = request.states.get(self)
         tick = None if state is None else state.clock.tick(name, marker)
-        # A pipeline may take more steps in one call than its scheduler tells.
-        if state is None or tick is None or (request.timeline is None and state.is_over(tick.step)):
+        # A pipeline may take more steps than its scheduler tells, but then that scheduler has begun to count.
+        countless = request.timeline is None or position == -1
+        if state is None or tick is None or (countless and state.is_over(tick.step)):
             self.drop(request)
             state = request.states[self] = self._begin(request, model, args, kwargs)
             tick = state.clock.tick(name, marker)
