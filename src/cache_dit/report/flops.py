@@ -38,8 +38,8 @@ def forward_flops(
         kwargs: Keyword arguments, likewise.
 
     Returns:
-        FLOPs of every module of the model, the model itself included, or None where the forward depends on
-        values that fake tensors do not have.
+        FLOPs of every module of the model, the model itself included, or None where fake tensors cannot go
+        through the forward, because it depends on values that they do not have, for instance.
     """
     modules = tuple(model.modules())
     leaves, structure = tree_flatten((args, kwargs))
@@ -67,7 +67,9 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
             args, kwargs = tree_map_only(Tensor, fake, (args, kwargs))
             with FlopCounterMode(display=False, custom_mapping=SDPA_MAPPING) as counter:
                 plain_class(model).__call__(model, *args, **kwargs)
-    except (UnsupportedFakeTensorException, RuntimeError, NotImplementedError):
+    except (UnsupportedFakeTensorException, RuntimeError, NotImplementedError, TypeError, AssertionError):
+        # The last two are how flex attention and torch's module tracker (where a parameter is the input of a
+        # module) refuse.
         return None
     counts = counter.get_flop_counts()
     root = type(model).__name__
