@@ -38,6 +38,8 @@ PUBLIC = {
     "steps_mask",
     "strify",
     "summary",
+    "supported_matrix",
+    "supported_pipelines",
 }
 IN_BLOCK_ADAPTERS = {"BlockAdapter", "BlockAdapterRegister", "ForwardPattern", "ParamsModifier"}
 

@@ -25,7 +25,15 @@ from cache_dit.caching.engine.requests import Request
 from cache_dit.caching.maths.masks import steps_mask
 from cache_dit.caching.patch_functors import PatchFunctor
 from cache_dit.errors import CacheDiTError
-from cache_dit.report import CacheStats, Finding, diagnose, strify, summary
+from cache_dit.report import (
+    CacheStats,
+    Finding,
+    diagnose,
+    strify,
+    summary,
+    supported_matrix,
+    supported_pipelines,
+)
 
 NONE = CacheType.NONE
 DBCache = CacheType.DBCache
@@ -71,4 +79,6 @@ __all__ = [
     "steps_mask",
     "strify",
     "summary",
+    "supported_matrix",
+    "supported_pipelines",
 ]

@@ -13,11 +13,13 @@ ROWS: tuple[Row, ...] = (
     Row(
         name="CogVideoXTransformer3DModel",
         lists=(returns("transformer_blocks", H, E),),
+        pipelines=("CogVideoX",),
         blocks=("CogVideoXBlock",),
     ),
     Row(
         name="HunyuanVideoTransformer3DModel",
         lists=(returns("transformer_blocks", H, E), returns("single_transformer_blocks", H, E)),
+        pipelines=("HunyuanVideo", "HunyuanSkyreels"),
         blocks=(
             "HunyuanVideoTransformerBlock",
             "HunyuanVideoSingleTransformerBlock",
@@ -29,11 +31,13 @@ ROWS: tuple[Row, ...] = (
     Row(
         name="LTXVideoTransformer3DModel",
         lists=(returns_one("transformer_blocks"),),
+        pipelines=("LTX",),
         blocks=("LTXVideoTransformerBlock",),
     ),
     Row(
         name="WanTransformer3DModel",
         lists=(returns_one("blocks"),),
+        pipelines=("Wan", "LucyEdit"),
         blocks=("WanTransformerBlock",),
     ),
 )

@@ -1,0 +1,95 @@
+"""Which pipelines and models are known, for users who ask before they load one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cache_dit.caching.models.row import Row
+from cache_dit.caching.models.rows import ROWS
+
+_COLUMNS = (
+    "Model",
+    "Pipelines",
+    "Block lists",
+    "CFG",
+    "Context parallel",
+    "Tensor parallel",
+    "Regional compile",
+)
+_UNKNOWN = "?"
+_CLASS = re.compile(r"^class (\w+)\(", re.MULTILINE)
+_NAMED = re.compile(r"cache_context\(\s*(?!\s*[\"']cond_uncond)")
+_DOUBLED = re.compile(r"cat\(\[latents\] \* 2")
+_CALL = re.compile(r"(?:self\.(?:\w*transformer|prior)|current_model)\(")
+_GUIDED = re.compile(
+    r"do_(?:\w+_)?cfg|do_classifier_free_guidance|uncond(?!itioned)|neg_noise|guidance_scale >"
+)
+
+
+def supported_pipelines() -> tuple[int, list[str]]:
+    """The families of diffusers pipelines that `enable_cache` knows.
+
+    Returns:
+        Their number, and the beginnings of their class names with a star: `(112, ["Flux*", "Wan*", ...])`.
+    """
+    names = [f"{start.removesuffix('Pipeline')}*" for row in ROWS for start in row.pipelines]
+    return len(names), names
+
+
+def supported_matrix() -> str:
+    """A markdown table of all known transformer classes, with what is known of each.
+
+    The columns on guidance (CFG), parallelism and regional compilation are read from the installed diffusers:
+    how the pipelines call the model, and the plans that the class declares; "?" where it does not have the
+    class or is not there.
+
+    Returns:
+        The table, one line a model.
+    """
+    try:
+        import diffusers
+    except ImportError:
+        diffusers = None
+    sources = {} if diffusers is None else _sources(Path(diffusers.__file__).parent)
+    rows = [_COLUMNS, ("---",) * len(_COLUMNS)]
+    rows += [_cells(row, getattr(diffusers, row.name, None), sources) for row in ROWS]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def family_of(pipeline: str) -> Row | None:
+    """The row whose pipelines a class name belongs to: the longest beginning decides."""
+    starts = {start: row for row in ROWS for start in row.pipelines if pipeline.startswith(start)}
+    return starts[max(starts, key=len)] if starts else None
+
+
+def guidance_of(source: str) -> str | None:
+    """How the source of a pipeline calls its transformer for guidance; None where it calls none."""
+    calls = len(_CALL.findall(source))
+    if not calls:
+        return None
+    if _NAMED.search(source):
+        return "named calls"
+    if not _GUIDED.search(source):
+        return "none"
+    return "separate calls" if calls > 1 and not _DOUBLED.search(source) else "one batch"
+
+
+def _sources(root: Path) -> dict[str, str]:
+    """The text of the file that each pipeline class is defined in."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted((root / "pipelines").rglob("*.py"))]
+    return {name: text for text in texts for name in _CLASS.findall(text)}
+
+
+def _cells(row: Row, kind: Any, sources: Mapping[str, str]) -> tuple[str, ...]:
+    kinds = {guidance_of(text) for name, text in sources.items() if family_of(name) is row} - {None}
+    declared = ("_cp_plan", "_tp_plan", "_repeated_blocks")
+    return (
+        row.name,
+        ", ".join(f"{start.removesuffix('Pipeline')}*" for start in row.pipelines),
+        ", ".join(f"`{flow.label}`" for flow in row.lists),
+        ", ".join(sorted(filter(None, kinds))) or _UNKNOWN,
+        *(_UNKNOWN if kind is None else "yes" if getattr(kind, name, None) else "no" for name in declared),
+    )
