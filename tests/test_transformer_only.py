@@ -105,6 +105,30 @@ def test_48_requests(branches: tuple[str | None, ...], options: dict[str, Any]) 
         assert record(model) == noted
 
 
+@pytest.mark.parametrize(
+    ("branches", "options", "late"),
+    [
+        (SINGLE, {}, 2),
+        (UNNAMED, {}, 2),
+        (UNNAMED, {"enable_separate_cfg": True}, 1),
+        (SINGLE, {"enable_separate_cfg": False}, 0),
+        (NAMED[:1], {}, 0),
+        (NAMED, {}, 0),
+    ],
+)
+def test_a_run_after_one_that_was_dropped_after_one_forward(
+    branches: tuple[str | None, ...], options: dict[str, Any], late: int
+) -> None:
+    fields = {"max_continuous_cached_steps": -1, "num_inference_steps": 8, **options}
+    model = cache_dit.enable_cache(small_flux(), CONFIG.updated(reset(**fields)), TAYLOR)
+    Denoising(model, 1, 8, branches, batch=1).forward(0)
+    Denoising(model, 0, 8, branches, batch=1).finish()
+    assert decisions(model) == "CC" + "S" * (6 - late)
+    alone = Denoising(model, 0, 8, branches, batch=1).finish()
+    assert decisions(model) == "CCSSSSSS"
+    assert torch.equal(alone, Denoising(model, 0, 8, branches, batch=1).finish())
+
+
 # --- refresh_context ---
 
 
