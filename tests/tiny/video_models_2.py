@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMRefinerKVCache
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import wan_models
 from .base import BATCH, Draw, Inputs, TinyModel, builder, keep_all_but, with_extra
@@ -23,7 +22,7 @@ def _timestep(draw: Draw) -> Tensor:
     return torch.full((BATCH,), int(1000 * draw.time))
 
 
-def _video_inputs(seed: int, **more: Any) -> Inputs:
+def _inputs(seed: int, **more: Any) -> Inputs:
     draw = Draw(seed)
     return {
         "hidden_states": draw(BATCH, 4, _FRAMES, 2 * _SIDE, 2 * _SIDE),
@@ -52,16 +51,26 @@ def _ltx2_inputs(seed: int) -> Inputs:
     }
 
 
-def _ltx2_timestep_per_token(draw: Draw) -> Inputs:
-    """First frame given (time 0), the sound not."""
+def _ltx2_first_frame_given(draw: Draw) -> Inputs:
+    """The first frame is at time 0, the sound is not; the texts are padded."""
     timestep = torch.full((BATCH, _TOKENS), int(1000 * draw.time))
     timestep[:, : _SIDE**2] = 0
-    return {"timestep": timestep, "audio_timestep": _timestep(draw)}
-
-
-def _ltx2_masks(_: Draw) -> Inputs:
     keep = keep_all_but(2, _TEXT)
-    return {"encoder_attention_mask": keep, "audio_encoder_attention_mask": keep}
+    return {
+        "timestep": timestep,
+        "audio_timestep": _timestep(draw),
+        "encoder_attention_mask": keep,
+        "audio_encoder_attention_mask": keep,
+    }
+
+
+def _ltx2_guidance(_: Draw) -> Inputs:
+    """What the pipelines take apart for guidance: some blocks perturbed, or sound from picture."""
+    return {
+        "spatio_temporal_guidance_blocks": [2, 3],
+        "perturbation_mask": torch.tensor([0.0, 1.0]),
+        "isolate_modalities": True,
+    }
 
 
 LTX2 = TinyModel(
@@ -85,16 +94,8 @@ LTX2 = TinyModel(
     inputs=_ltx2_inputs,
     block_lists=("transformer_blocks",),
     variants={
-        "masks": with_extra(_ltx2_inputs, _ltx2_masks),
-        "timestep_per_token": with_extra(_ltx2_inputs, _ltx2_timestep_per_token),
-        "isolated": with_extra(_ltx2_inputs, lambda _: {"isolate_modalities": True}),
-        "perturbed": with_extra(
-            _ltx2_inputs,
-            lambda _: {
-                "spatio_temporal_guidance_blocks": [2, 3],
-                "perturbation_mask": torch.tensor([0.0, 1.0]),
-            },
-        ),
+        "first_frame_given": with_extra(_ltx2_inputs, _ltx2_first_frame_given),
+        "guidance": with_extra(_ltx2_inputs, _ltx2_guidance),
     },
 )
 
@@ -112,10 +113,10 @@ MOCHI = TinyModel(
         time_embed_dim=16,
         **_HEADS,
     ),
-    inputs=lambda seed: _video_inputs(seed, encoder_attention_mask=keep_all_but(0, _TEXT)),
+    inputs=lambda seed: _inputs(seed, encoder_attention_mask=keep_all_but(0, _TEXT)),
     block_lists=("transformer_blocks",),
     variants={
-        "padded_text": lambda seed: _video_inputs(seed, encoder_attention_mask=keep_all_but(2, _TEXT)),
+        "padded_text": lambda seed: _inputs(seed, encoder_attention_mask=keep_all_but(2, _TEXT)),
     },
 )
 
@@ -136,14 +137,12 @@ SANA_VIDEO = TinyModel(
         rope_max_seq_len=32,
         **_HEADS,
     ),
-    inputs=_video_inputs,
+    inputs=_inputs,
     block_lists=("transformer_blocks",),
     variants={
-        "padded_text": with_extra(
-            _video_inputs, lambda _: {"encoder_attention_mask": keep_all_but(2, _TEXT)}
-        ),
+        "padded_text": with_extra(_inputs, lambda _: {"encoder_attention_mask": keep_all_but(2, _TEXT)}),
         "controlnet": with_extra(
-            _video_inputs,
+            _inputs,
             lambda draw: {"controlnet_block_samples": tuple(draw.residuals(3, BATCH, _TOKENS, _WIDTH))},
         ),
     },
@@ -170,12 +169,12 @@ LATTE = TinyModel(
         video_length=_FRAMES,
         **_HEADS,
     ),
-    inputs=_video_inputs,
+    inputs=_inputs,
     block_lists=("transformer_blocks/temporal_transformer_blocks",),
     variants={
-        "spatial_only": with_extra(_video_inputs, lambda _: {"enable_temporal_attentions": False}),
+        "spatial_only": with_extra(_inputs, lambda _: {"enable_temporal_attentions": False}),
         "padded_text": with_extra(
-            _video_inputs,
+            _inputs,
             lambda _: {
                 "encoder_attention_mask": keep_all_but(2, _TEXT).repeat_interleave(_FRAMES, dim=0)[:, None]
             },
@@ -185,34 +184,25 @@ LATTE = TinyModel(
 
 # --- two loops over one list ---
 
-
-def _motif(seed: int, num_decoder_layers: int, **more: Any) -> Callable[[], nn.Module]:
-    return builder(
+MOTIF = TinyModel(
+    name="MotifVideoTransformer3DModel",
+    build=builder(
         "MotifVideoTransformer3DModel",
-        seed=seed,
+        seed=209,
         in_channels=4,
         out_channels=4,
         num_layers=6,
         num_single_layers=9,
-        num_decoder_layers=num_decoder_layers,
+        num_decoder_layers=4,
         mlp_ratio=2.0,
         text_embed_dim=_TEXT_DIM,
-        rope_axes_dim=(4, 6, 6),
-        **_HEADS,
-        **more,
-    )
-
-
-MOTIF = TinyModel(
-    name="MotifVideoTransformer3DModel",
-    build=_motif(
-        209,
-        4,
         image_embed_dim=10,
+        rope_axes_dim=(4, 6, 6),
         enable_text_cross_attention_dual=True,
         enable_text_cross_attention_single=True,
+        **_HEADS,
     ),
-    inputs=_video_inputs,
+    inputs=_inputs,
     block_lists=(
         "transformer_blocks",
         "single_transformer_blocks[:-num_decoder_layers]",
@@ -220,7 +210,7 @@ MOTIF = TinyModel(
     ),
     variants={
         "image_and_padded_text": with_extra(
-            _video_inputs,
+            _inputs,
             lambda draw: {
                 "image_embeds": draw(BATCH, 3, 10),
                 "encoder_attention_mask": keep_all_but(2, _TEXT),
@@ -353,7 +343,11 @@ def _refined_before(draw: Draw) -> Inputs:
     for layer in cache.layer_caches:
         layer.store_sink(draw(BATCH, 3, _WIDTH), draw(BATCH, 3, _WIDTH))
         layer.store_history(draw(BATCH, 4, _WIDTH), draw(BATCH, 4, _WIDTH))
-    return {"kv_cache": cache, "kv_cache_mode": "inject"}
+    return {
+        "encoder_attention_mask": keep_all_but(2, _TEXT),
+        "kv_cache": cache,
+        "kv_cache_mode": "inject",
+    }
 
 
 SANA_WM_REFINER = TinyModel(
@@ -376,9 +370,6 @@ SANA_WM_REFINER = TinyModel(
     inputs=_refiner_inputs,
     block_lists=("transformer_blocks",),
     variants={
-        "padded_text": with_extra(
-            _refiner_inputs, lambda _: {"encoder_attention_mask": keep_all_but(2, _TEXT)}
-        ),
         "window": with_extra(_refiner_inputs, _refined_before),
     },
     bypassed=with_extra(
