@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-from cache_dit.caching.models.row import Row, returns_one
+from cache_dit.caching.models.row import Row, returns_one, row
 
 ROWS: tuple[Row, ...] = (
-    Row(
-        name="AceStepTransformer1DModel",
-        lists=(returns_one("layers"),),
-        blocks=("AceStepTransformerBlock",),
-        pipelines=("AceStep",),
-    ),
-    Row(
-        name="LongCatAudioDiTTransformer",
-        lists=(returns_one("blocks"),),
-        blocks=("AudioDiTBlock",),
-        pipelines=("LongCatAudioDiT",),
-    ),
-    Row(
-        name="MiniMaxMusic3Transformer1DModel",
-        lists=(returns_one("transformer_blocks"),),
-        blocks=("MiniMaxMusic3TransformerBlock",),
-        pipelines=("MiniMaxMusic3",),
-    ),
-    Row(
-        name="StableAudio3DiTModel",
-        lists=(returns_one("transformer_blocks"),),
-        blocks=("StableAudio3DiTBlock",),
-        pipelines=("StableAudio3",),
-    ),
-    Row(
-        name="StableAudioDiTModel",
-        lists=(returns_one("transformer_blocks"),),
-        blocks=("StableAudioDiTBlock",),
-        pipelines=("StableAudioPipeline",),
-    ),
+    row("AceStepTransformer1DModel", returns_one("layers"), pipelines=("AceStep",)),
+    row("LongCatAudioDiTTransformer", returns_one("blocks"), pipelines=("LongCatAudioDiT",)),
+    row("MiniMaxMusic3Transformer1DModel", returns_one("transformer_blocks"), pipelines=("MiniMaxMusic3",)),
+    row("StableAudio3DiTModel", returns_one("transformer_blocks"), pipelines=("StableAudio3",)),
+    row("StableAudioDiTModel", returns_one("transformer_blocks"), pipelines=("StableAudioPipeline",)),
 )

@@ -83,7 +83,6 @@ class Row:
     Attributes:
         name: Class name in diffusers; subclasses are found by it too.
         lists: In the order in which the forward runs them.
-        blocks: Class names of the blocks, for regional compilation.
         pipelines: Beginnings of the class names of the pipelines that are made for it.
         timestep: Argument of the forward that tells the time; None where it has none.
         joined: The streams keep their layout from each list to the next, so that one forecast spans all lists
@@ -102,7 +101,6 @@ class Row:
 
     name: str
     lists: tuple[BlockList, ...]
-    blocks: tuple[str, ...]
     pipelines: tuple[str, ...] = ()
     timestep: str | None = "timestep"
     joined: bool = False
@@ -111,6 +109,15 @@ class Row:
     controls: tuple[str, ...] = ()
     muted: tuple[str, ...] = ()
     on_request: bool = False
+
+    def repeated_blocks(self, model: nn.Module) -> frozenset[str]:
+        """Class names of the blocks, for regional compilation."""
+        return frozenset(type(block).__name__ for flow in self.lists for block in flow.members(model))
+
+
+def row(name: str, *lists: BlockList, **known: Any) -> Row:
+    """`Row` in the short form of the files of rows."""
+    return Row(name=name, lists=lists, **known)
 
 
 def modules_at(model: nn.Module, path: str) -> tuple[nn.Module, ...]:

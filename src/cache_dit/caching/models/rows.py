@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from cache_dit.caching.models import (
-    audio_rows,
-    control_rows,
-    image_rows,
-    image_rows_1,
-    image_rows_2,
-    video_rows,
-    video_rows_1,
-    video_rows_2,
-)
+from cache_dit.caching.models import audio_rows, control_rows, image_rows, video_rows
 from cache_dit.caching.models.row import Row
 
 ROWS: tuple[Row, ...] = (
     *image_rows.ROWS,
-    *image_rows_1.ROWS,
-    *image_rows_2.ROWS,
     *video_rows.ROWS,
-    *video_rows_1.ROWS,
-    *video_rows_2.ROWS,
     *audio_rows.ROWS,
     *control_rows.ROWS,
 )

@@ -17,6 +17,7 @@ UNSUPPORTED: dict[str, str] = {
     "MultiControlNetModel": _SEVERAL,
     "QwenImageMultiControlNetModel": _SEVERAL,
     "SD3MultiControlNetModel": _SEVERAL,
-    "RFD4ProteinaTransformer": "it runs its layers several times a forward and rewrites the pair representation "
-    "between them, which no output of a layer carries",
+    "MiniMaxMusic3RVQDepthDecoder": "it writes the codebooks of a frame one after the other, without steps",
+    "RFD4ProteinaTransformer": "it runs its layers several times a forward and rewrites the pairs between, "
+    "which no output of a layer carries",
 }
