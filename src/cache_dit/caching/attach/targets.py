@@ -78,7 +78,8 @@ def cached_models(target: Any) -> list[nn.Module]:
     """
     target = declared_by(target)
     models = [*transformers_of(target), *map(uncompiled, _cached_by_themselves(target))]
-    return [model for model in models if attachment_of(model) is not None] or models
+    # Once each: what was compiled is found in its wrapper and by itself.
+    return list(dict.fromkeys(model for model in models if attachment_of(model) is not None)) or models
 
 
 def declared_by(target: Any) -> Any:
@@ -155,13 +156,14 @@ def _parts(pipe: Any) -> dict[str, nn.Module]:
 
 
 def _cached_by_themselves(target: Any) -> list[nn.Module]:
-    """Parts of a pipeline that are cached although it does not mean them, such as a ControlNet."""
+    """What is cached of a pipeline although it does not mean it: a ControlNet, alone or among several."""
     pipe = pipeline_of(target)
     parts = () if pipe is None else _parts(pipe).values()
     return [
-        part
+        module
         for part in parts
-        if attachment_of(uncompiled(part)) is not None and not _is_denoiser(uncompiled(part))
+        for module in part.modules()
+        if attachment_of(uncompiled(module)) is not None and not _is_denoiser(uncompiled(module))
     ]
 
 
