@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FluxMultiControlNetModel
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxIPAdapterAttnProcessor
 from peft import LoraConfig
-from tiny.control_pipelines import CONTROL_PIPELINES, ControlPipeline
+from tiny.control_models import FLUX_CONTROL_UNION, Z_IMAGE_CONTROL
+from tiny.control_pipelines import CONTROL_PIPELINES, FLUX_CONTROLNET, ControlPipeline
 from tiny.models import FLUX, WAN, WAN_SECOND, Draw, Inputs, output_of
 from tiny.runs import decisions
 from torch import Tensor
@@ -28,7 +30,7 @@ import cache_dit
 from cache_dit import DBCacheConfig, Request, TaylorSeerCalibratorConfig
 from cache_dit.api import attachments_of
 from cache_dit.caching.maths.gates import Reason
-from cache_dit.errors import ConfigError
+from cache_dit.errors import ConfigError, EngineError
 
 CONFIG = DBCacheConfig(
     Fn_compute_blocks=1, max_warmup_steps=1, residual_diff_threshold=1.0, enable_separate_cfg=False
@@ -427,3 +429,55 @@ def test_cached_controlnet_is_near(tiny: ControlPipeline) -> None:
     result = tiny.call(pipe, STEPS)
     assert decisions(pipe.controlnet) == "CS" * (STEPS // 2)
     assert 1e-4 < error(result, expected) < 0.5 * error(without, expected)
+
+
+def two_pictures() -> Inputs:
+    picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return {
+        "control_image": [picture, 1 - picture],
+        "control_mode": [0, 2],
+        "controlnet_conditioning_scale": [1.0, 0.5],
+        "control_guidance_start": [0.0, 0.0],
+        "control_guidance_end": [1.0, 1.0],
+    }
+
+
+def test_several_controlnets() -> None:
+    tiny, options = FLUX_CONTROLNET, two_pictures()
+    pipe = tiny.build()
+    pipe.controlnet = FluxMultiControlNetModel([pipe.controlnet, FLUX_CONTROL_UNION.build()])
+    expected = tiny.call(pipe, STEPS, **options)
+    first, second = pipe.controlnet.nets
+    cache_dit.enable_cache(first, PIPELINE_CONFIG)
+    cache_dit.enable_cache(second, PIPELINE_CONFIG.updated(DBCacheConfig().reset(max_warmup_steps=3)))
+    cache_dit.enable_cache(pipe, PIPELINE_CONFIG)
+    assert len(attachments_of(pipe)) == 3
+    tiny.call(pipe, STEPS, **options)
+    assert [decisions(model) for model in (pipe, first, second)] == ["CSSSSSSS", "CSSSSSSS", "CCCSSSSS"]
+    cache_dit.disable_cache(pipe)
+    assert torch.equal(tiny.call(pipe, STEPS, **options), expected)
+
+
+def test_one_controlnet_for_several_pictures() -> None:
+    """Its forwards of a step are branches, with a state each."""
+    tiny, options = FLUX_CONTROLNET, two_pictures()
+    pipe = tiny.build()
+    pipe.controlnet = FluxMultiControlNetModel([FLUX_CONTROL_UNION.build()])
+    net = pipe.controlnet.nets[0]
+    expected = tiny.call(pipe, STEPS, **options)
+    never = PIPELINE_CONFIG.updated(DBCacheConfig().reset(residual_diff_threshold=0.0))
+    cache_dit.enable_cache(net, never)
+    assert torch.equal(tiny.call(pipe, STEPS, **options), expected)
+    for target in (net, pipe):
+        cache_dit.enable_cache(target, PIPELINE_CONFIG)
+    tiny.call(pipe, STEPS, **options)
+    assert [decisions(net, branch) for branch in range(2)] == ["CSSSSSSS"] * 2
+
+
+def test_list_that_runs_twice_is_refused() -> None:
+    """Z-Image's ControlNet may refine the noise with the blocks of its list as well."""
+    model: Any = Z_IMAGE_CONTROL.build()
+    model.add_control_noise_refiner = "control_layers"
+    cache_dit.enable_cache(model, CONFIG)
+    with pytest.raises(EngineError, match="control_layers: block 1 ran again"), Request():
+        output_of(model, Z_IMAGE_CONTROL.inputs(0))
