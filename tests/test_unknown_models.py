@@ -993,6 +993,12 @@ def test_blocks_and_their_name_must_agree() -> None:
             "(hidden, residual); leave forward_pattern out, with auto=True.",
         ),
         (
+            Writing,
+            P3,
+            "layers: a block writes into its argument x, so what entered is lost and no change can be "
+            "measured; let it return a new tensor, see cache_dit.PatchFunctor.",
+        ),
+        (
             OneTuple,
             P3,
             "layers: blocks were declared to return (x) but OneTupleBlock returned a tuple of 1; give "

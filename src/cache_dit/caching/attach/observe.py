@@ -177,7 +177,7 @@ class _Watch:
         tensors = {name: value for name, value in received.items() if _is_stream(value)}
         before = {name: value.clone() for name, value in tensors.items()} if slot.index == 1 else {}
         output = call(block, *args, **kwargs)
-        self._written |= {name for name in before if not _equal(before[name], tensors[name])}
+        self._written |= {name for name in before if not _equal(tensors[name], before[name])}
         self._take(output)
         return output
 

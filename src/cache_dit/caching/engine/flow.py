@@ -18,17 +18,27 @@ class FlowCheck:
     def __init__(self, segment: Segment) -> None:
         self._segment = segment
         self._previous: tuple[Any, ...] = ()
+        self._entered: list[tuple[str, Tensor, int]] = []
 
     def before(self, args: Arguments, kwargs: Keywords) -> None:
-        """Compare what the previous block returned with what this block receives.
+        """Compare what the previous block returned with what this block receives, and mark that.
 
         Nothing is concluded about an output that reaches no argument as the same object.
 
         Raises:
             PatternError: An output is seen to continue another argument than declared.
         """
-        if not self._previous:
-            return
+        received = [(port.name, port.read(args, kwargs)) for port in self._segment.ports.slots if port]
+        # Under inference_mode writes are not counted.
+        self._entered = [
+            (name, value, value._version)
+            for name, value in received
+            if isinstance(value, Tensor) and not value.is_inference()
+        ]
+        if self._previous:
+            self._compare(args, kwargs)
+
+    def _compare(self, args: Arguments, kwargs: Keywords) -> None:
         names = self._segment.parameters
         received = {**dict(zip(names, args, strict=False)), **kwargs}
         declared = [None if port is None else port.name for port in self._segment.ports.slots]
@@ -55,12 +65,19 @@ class FlowCheck:
         """Remember what a block returned.
 
         Raises:
-            PatternError: It is another number of values than declared.
+            PatternError: It is another number of values than declared, or the block wrote into a stream.
         """
         values = self._segment.ports.unpack(output)
         if values is None:
             raise wrong_form(self._segment, output)
-        self._previous = values
+        for name, value, version in self._entered:
+            if value._version != version:
+                raise PatternError(
+                    f"{self._segment.label}: a block writes into its argument {name}, so what entered is "
+                    "lost and no change can be measured; let it return a new tensor, see "
+                    "cache_dit.PatchFunctor."
+                )
+        self._previous, self._entered = values, []
 
 
 def wrong_form(segment: Segment, output: Any) -> PatternError:
