@@ -604,6 +604,50 @@ def test_two_threads_in_the_first_forward() -> None:
     assert found(model) == (("layers", ("txt", "img"), "img"),)
 
 
+def test_an_error_in_the_first_forward_leaves_it_to_come() -> None:
+    model = Positional()
+    enable_cache(auto(model), CONFIG)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(torch.zeros(1, 2, 3), torch.zeros(1, 2, WIDTH), torch.zeros(1))
+    repeat(model, 0, 0)
+    assert decisions(model) == "CS"
+
+
+def test_inference_mode() -> None:
+    model = Language()
+    expected = call(model)
+    enable_cache(auto(model), CONFIG)
+    with torch.inference_mode():
+        outputs = repeat(model, 0, 0)
+    assert decisions(model) == "CS"
+    assert torch.equal(outputs[0], expected)
+    assert torch.allclose(outputs[1], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_flow_through_the_forward_after_the_watched_one() -> None:
+    plain, model = Positional(), Positional()
+    enable_cache(auto(model), COMPUTED)
+    for one in (plain, model):
+        one(*inputs(0)).sum().backward()
+    assert torch.equal(plain.embed.weight.grad, model.embed.weight.grad)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "blocks"])
+def test_compiled_models(whole: bool) -> None:
+    torch.compiler.reset()
+    model = Positional()
+    expected = call(model)
+    if not whole:
+        for layer in model.layers:
+            layer.compile(fullgraph=True, backend="eager")
+    target = torch.compile(model, backend="eager") if whole else model
+    enable_cache(auto(target), CONFIG)
+    outputs = repeat(target, 0, 0)
+    assert decisions(model) == "CS"
+    for output in outputs:
+        assert torch.allclose(output, expected, rtol=1e-5, atol=1e-6)
+
+
 class Pipeline:
     """No class of diffusers."""
 
