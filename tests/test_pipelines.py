@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from tiny.fake_pipelines import PipelineClass, fake_pipeline, modular_pipelines, pipeline_classes
@@ -85,6 +86,27 @@ def test_its_transformers_are_cached_step_by_step_and_given_back(kind: PipelineC
     assert type(pipe) is plain
     assert {name: type(part) for name, part in pipe.components.items()} == kinds
     assert same(pipe(steps(kind)), expected)
+
+
+def test_counting_flops_leaves_flex_attention_as_it_was() -> None:
+    kind = next(kind for kind in CACHED if kind.name == "AnyFlowFARPipeline")
+    pipe = cache_dit.enable_cache(fake_pipeline(kind), CONFIG)
+    first = pipe(STEPS)
+    assert cache_dit.summary(pipe, logging=False)[0].flops is None
+    again = pipe(STEPS)
+    cache_dit.disable_cache(pipe)
+    assert same(again, first)
+
+
+@pytest.mark.parametrize("name", ["Flux", "QwenImage", "Wan"])
+def test_modular_pipelines_have_their_transformer_cached(name: str) -> None:
+    pipe = getattr(diffusers, f"{name}ModularPipeline")()
+    plain, tiny = type(pipe), next(tiny for tiny in TINY_MODELS if tiny.name.startswith(f"{name}Transformer"))
+    pipe.update_components(transformer=tiny.build())
+    cache_dit.enable_cache(pipe, CONFIG)
+    assert [attached.lists.model for attached in attachments_of(pipe)] == [pipe.transformer]
+    assert isinstance(pipe, plain)
+    assert type(cache_dit.disable_cache(pipe)) is plain
 
 
 # --- the lists for users ---

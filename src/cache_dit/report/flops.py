@@ -63,7 +63,12 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        # What is compiled within fake tensors fails later with real ones; flex attention compiles itself.
+        with (
+            torch.compiler.set_stance("force_eager"),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            torch.no_grad(),
+        ):
             args, kwargs = tree_map_only(Tensor, fake, (args, kwargs))
             with FlopCounterMode(display=False, custom_mapping=SDPA_MAPPING) as counter:
                 plain_class(model).__call__(model, *args, **kwargs)
