@@ -344,7 +344,8 @@ def _flow(model: nn.Module, members: tuple[nn.Module, ...], pattern: ForwardPatt
     row, name = row_of(type(model)), plain_class(model).__name__
     known = [] if row is None else [flow for flow in row.lists if flow.members(model) == members]
     # A class derived from a known one, or one with blocks of its own, may differ from the row.
-    if row is None or not known or name != row.name or type(members[0]).__name__ not in row.blocks:
+    genuine = all(type(part).__module__.startswith("diffusers.") for part in (model, *members))
+    if row is None or not known or name != row.name or not genuine:
         return _flow_by_hand(model, members, pattern)
     flow = known[0]
     if not _agree(flow, pattern):
