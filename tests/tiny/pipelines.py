@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .base import Draw, Inputs, TinyModel
 from .image_models import CHROMA, DIT, FLUX, PIXART, QWEN_IMAGE, SD3
+from .models import tiny_model
 from .video_models import COGVIDEOX, HUNYUAN_VIDEO, LTX, WAN, WAN_SECOND
 
 Call = Callable[[DiffusionPipeline, int, int], Tensor]
@@ -310,6 +311,43 @@ PIXART_PIPELINE = TinyPipeline(
     branch_names=(None,),
 )
 
+
+def _masked(draw: Draw) -> Inputs:
+    prompt = _prompt(draw, mask=True, negative=True)
+    return _SIZE | {name: value.long() if name.endswith("mask") else value for name, value in prompt.items()}
+
+
+def _one_encoder(family: str, arguments: Arguments, *branch_names: str | None) -> TinyPipeline:
+    """A pipeline with one text encoder and flow matching, named like its transformer."""
+    model = tiny_model(f"{family}Transformer2DModel")
+    return TinyPipeline(
+        name=f"{family}Pipeline",
+        build=_builder(f"{family}Pipeline", model, absent=_ONE_ENCODER, scheduler=_flow_matching),
+        call=_call(arguments),
+        calls_per_step=len(branch_names),
+        branch_names=branch_names,
+    )
+
+
+_SANA: Inputs = {
+    "height": 256,
+    "width": 256,
+    "use_resolution_binning": False,
+    "negative_prompt": None,
+    "complex_human_instruction": None,
+}
+SANA_PIPELINE = _one_encoder("Sana", lambda draw: _masked(draw) | _SANA, None)
+Z_IMAGE_PIPELINE = _one_encoder(
+    "ZImage",
+    lambda draw: _SIZE | {name: list(value) for name, value in _prompt(draw, negative=True).items()},
+    None,
+)
+LUMINA2_PIPELINE = _one_encoder("Lumina2", _masked, None, None)
+AURA_FLOW_PIPELINE = _one_encoder("AuraFlow", lambda draw: _masked(draw) | {"height": 48, "width": 48}, None)
+COGVIEW4_PIPELINE = _one_encoder(
+    "CogView4", lambda draw: _SIZE | _prompt(draw, negative=True), "cond", "uncond"
+)
+
 TINY_PIPELINES: tuple[TinyPipeline, ...] = (
     FLUX_PIPELINE,
     FLUX_TRUE_CFG,
@@ -326,6 +364,11 @@ TINY_PIPELINES: tuple[TinyPipeline, ...] = (
     COGVIDEOX_PIPELINE,
     LTX_PIPELINE,
     CHROMA_PIPELINE,
+    SANA_PIPELINE,
+    Z_IMAGE_PIPELINE,
+    LUMINA2_PIPELINE,
+    AURA_FLOW_PIPELINE,
+    COGVIEW4_PIPELINE,
 )
 
 
