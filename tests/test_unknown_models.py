@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny.image_models import FLUX
 from tiny.models import TINY_MODELS, TinyModel, output_of
 from tiny.unknown_models import (
     COUNT,
@@ -667,6 +668,18 @@ def test_a_wrong_pattern_is_named_with_the_right_one(
     assert str(caught.value) == message
     assert state_of(model) == before
     assert torch.equal(call(model), expected)
+
+
+@pytest.mark.parametrize("own", ["model", "block"])
+def test_a_class_derived_from_a_known_one_is_as_declared(own: str) -> None:
+    """Its author may have changed what a block returns, so only the first forward can tell."""
+    model = FLUX.build()
+    for part in [model] if own == "model" else model.transformer_blocks:
+        part.__class__ = type(type(part).__name__ + "Mine", (type(part),), {"__module__": "mine"})
+    adapter = BlockAdapter(transformer=model, blocks=model.transformer_blocks, forward_pattern=P0)
+    enable_cache(adapter, CONFIG)
+    with pytest.raises(PatternError, match=r"give ForwardPattern.Pattern_1"):
+        output_of(model, FLUX.inputs(0))
 
 
 # --- registered families ---
