@@ -108,29 +108,15 @@ _Found = tuple[Problem, str]
 def _of_model(attached: Attachment, compiled: bool) -> Iterator[_Found]:
     model: Any = attached.lists.model
     if compiled or getattr(model, "_compiled_call_impl", None) is not None:
-        yield (
-            Problem.COMPILED,
-            "the whole transformer is compiled, so its graph breaks at every block; compile the blocks "
-            "alone: transformer.compile_repeated_blocks(fullgraph=True).",
-        )
+        yield Problem.COMPILED, _COMPILED
     if getattr(model, "is_cache_enabled", False):
-        yield (
-            Problem.SECOND_CACHE,
-            "a cache of diffusers is enabled on this transformer too, and each takes the other's skipped "
-            "steps for computed ones; call transformer.disable_cache().",
-        )
-    wrapped = [block for block in attached.session.plan.blocks if is_covered(block)]
-    if wrapped or is_covered(model):
-        yield (
-            Problem.COVERED,
-            f"{type(wrapped[0] if wrapped else model).__name__} was wrapped (by fully_shard or the like) "
-            "after enable_cache, so the wrapper runs on skipped steps too; wrap first, then enable.",
-        )
+        yield Problem.SECOND_CACHE, _SECOND_CACHE
+    wrapped = next((part for part in (*attached.session.plan.blocks, model) if is_covered(part)), None)
+    if wrapped is not None:
+        yield Problem.COVERED, f"{type(wrapped).__name__} {_COVERED}"
     if attached.replaced is not None:
-        yield (
-            Problem.REPLACED,
-            f"enable_cache was called again: {attached.strify()} took the place of {attached.replaced}.",
-        )
+        now = attached.strify()
+        yield Problem.REPLACED, f"enable_cache was called again: {now} took the place of {attached.replaced}."
 
 
 def _of_steps(stats: CacheStats, cache: Any) -> Iterator[_Found]:
@@ -166,6 +152,18 @@ def _better(median: float) -> str:
     return f"{median * 1.05:.2g} would have cached about half of the measured steps."
 
 
+_COMPILED = (
+    "the whole transformer is compiled, so its graph breaks at every block; compile the blocks alone: "
+    "transformer.compile_repeated_blocks(fullgraph=True)."
+)
+_SECOND_CACHE = (
+    "a cache of diffusers is enabled on this transformer too, and each takes the other's skipped steps for "
+    "computed ones; call transformer.disable_cache()."
+)
+_COVERED = (
+    "was wrapped (by fully_shard or the like) after enable_cache, so the wrapper runs on skipped steps too; "
+    "wrap first, then enable."
+)
 _ADVICE = dict.fromkeys(Reason, "See summary(pipe, details=True).") | {
     Reason.MASK: "Give a steps_computation_mask with zeros, see cache_dit.steps_mask.",
     Reason.WARMUP: "Lower max_warmup_steps.",
@@ -177,23 +175,21 @@ _ADVICE = dict.fromkeys(Reason, "See summary(pipe, details=True).") | {
 
 
 def _of_branches(attached: Attachment, stats: CacheStats) -> Iterator[_Found]:
-    record = attached.session.latest
+    record, calls = attached.session.latest, attached.session.plan.calls_per_step
     total = None if record is None else record.total_steps
-    calls = attached.session.plan.calls_per_step
-    if total is not None and calls is not None and len(stats.steps) != total * calls:
-        seen = len(stats.steps) / total
-        if seen == 2 and calls == 1:
-            yield (
-                Problem.BRANCHES,
-                f"{len(stats.steps)} forwards in a run of {total} steps were taken for one branch, so the "
-                "conditional and the unconditional one are mixed; set enable_separate_cfg=True.",
-            )
-        elif seen == 1 and calls == 2:
-            yield (
-                Problem.BRANCHES,
-                f"enable_separate_cfg is True but there was one forward a step in a run of {total}, so every "
-                "other step was taken for the other branch; set enable_separate_cfg=False.",
-            )
+    taken = len(stats.steps)
+    if (total, calls) == (taken / 2, 1):
+        yield (
+            Problem.BRANCHES,
+            f"{taken} forwards in a run of {total} steps were taken for one branch, so the conditional and "
+            "the unconditional one are mixed; set enable_separate_cfg=True.",
+        )
+    elif (total, calls) == (taken, 2):
+        yield (
+            Problem.BRANCHES,
+            f"enable_separate_cfg is True but there was one forward a step in a run of {total}, so every "
+            "other step was taken for the other branch; set enable_separate_cfg=False.",
+        )
     elif calls is None and len(stats.branches) > 1 and not all(map(str.isidentifier, stats.branches)):
         yield (
             Problem.BRANCHES,
