@@ -36,15 +36,16 @@ class Watch:
         Outside of their window diffusers multiplies a ControlNet's outputs by zero, so they are read: one
         wait for the device, in forwards with control inputs only.
         """
-        given = frozenset([name for name, value in kwargs.items() if value is not None])
-        active = tuple([_acts(port.read(args, kwargs)) for port in controls])
-        scales, prompted = [], False
-        for value in kwargs.values():
-            # Attention arguments, with a scale for all LoRAs and with the images of IP-Adapters.
-            if type(value) is dict:
-                scales.append(value.get("scale"))
-                prompted = prompted or any([str(name).startswith("ip_") for name in value])
-        return (len(args), given, active, *scales, prompted, self._adapted(model, prompted))
+        given, scales, prompted = [], [], False
+        for name, value in kwargs.items():
+            if value is not None:
+                given.append(name)
+                # Attention arguments, with a scale for all LoRAs and with the images of IP-Adapters.
+                if type(value) is dict:
+                    scales.append(value.get("scale"))
+                    prompted = prompted or any([str(key).startswith("ip_") for key in value])
+        active = tuple([_acts(port.read(args, kwargs)) for port in controls]) if controls else ()
+        return (len(args), frozenset(given), active, *scales, prompted, self._adapted(model, prompted))
 
     def _adapted(self, model: nn.Module, prompted: bool) -> Hashable:
         configs = vars(model).get("peft_config")
