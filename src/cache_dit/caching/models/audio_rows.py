@@ -5,9 +5,9 @@ from __future__ import annotations
 from cache_dit.caching.models.row import Row, returns_one, row
 
 ROWS: tuple[Row, ...] = (
-    row("AceStepTransformer1DModel", returns_one("layers"), pipelines=("AceStep",)),
-    row("LongCatAudioDiTTransformer", returns_one("blocks"), pipelines=("LongCatAudioDiT",)),
-    row("MiniMaxMusic3Transformer1DModel", returns_one("transformer_blocks"), pipelines=("MiniMaxMusic3",)),
-    row("StableAudio3DiTModel", returns_one("transformer_blocks"), pipelines=("StableAudio3",)),
-    row("StableAudioDiTModel", returns_one("transformer_blocks"), pipelines=("StableAudioPipeline",)),
+    row("AceStepTransformer1DModel", returns_one("layers")),
+    row("LongCatAudioDiTTransformer", returns_one("blocks")),
+    row("MiniMaxMusic3Transformer1DModel", returns_one("transformer_blocks")),
+    row("StableAudio3DiTModel", returns_one("transformer_blocks"), pipelines="StableAudio3"),
+    row("StableAudioDiTModel", returns_one("transformer_blocks"), pipelines="StableAudioPipeline"),
 )

@@ -115,9 +115,28 @@ class Row:
         return frozenset(type(block).__name__ for flow in self.lists for block in flow.members(model))
 
 
-def row(name: str, *lists: BlockList, **known: Any) -> Row:
-    """`Row` in the short form of the files of rows."""
-    return Row(name=name, lists=lists, **known)
+def row(
+    name: str,
+    *lists: BlockList,
+    pipelines: str | None = None,
+    controls: str = "",
+    muted: str = "",
+    **details: Any,
+) -> Row:
+    """`Row` in the short form of the files of rows: several names stand in one string.
+
+    Where no pipelines are said, their names begin like that of the class, up to "Transformer".
+    """
+    if pipelines is None:
+        pipelines, _, _ = name.rpartition("Transformer")
+    return Row(
+        name=name,
+        lists=lists,
+        pipelines=tuple(pipelines.split()),
+        controls=tuple(controls.split()),
+        muted=tuple(muted.split()),
+        **details,
+    )
 
 
 def modules_at(model: nn.Module, path: str) -> tuple[nn.Module, ...]:
