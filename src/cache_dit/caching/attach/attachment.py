@@ -55,7 +55,7 @@ class Attachment:
         Raises:
             ConfigError: An option does not fit the model.
         """
-        settings = self.settings if self.choose is None else self.choose(lists)
+        settings = self.choose(lists) if self.choose else self.settings
         made = attachment(lists, settings, shares_run=self.shares_run)
         return dataclasses.replace(made, replaced=self.replaced, patch=self.patch)
 
@@ -70,8 +70,13 @@ class Attachment:
         own: Attachment | None = request.attachments.get(self)
         if own is None:
             settings = [one.updated(request.cache_config, request.calibrator_config) for one in self.settings]
-            for before, after in zip(self.settings, settings, strict=True):
-                _check_limit(before.cache.max_live_requests, after.cache.max_live_requests)
+            limit, asked = self.settings[0].cache.max_live_requests, settings[0].cache.max_live_requests
+            # A whole configuration always has a limit: only one that was chosen can be a mistake.
+            if asked not in (limit, BasicCacheConfig.max_live_requests):
+                raise ConfigError(
+                    f"max_live_requests is {asked} in the configuration of a request, but it counts for all "
+                    f"those of the transformer, where it is {limit}; set it in enable_cache."
+                )
             own = request.attachments[self] = attachment(
                 self.lists, tuple(settings), shares_run=self.shares_run, live=self.session.live
             )
@@ -103,12 +108,3 @@ def attachment(
     plan = make_plan(lists, settings, shares_run=shares_run)
     session = Session(plan, live or LiveRuns(settings[0].cache.max_live_requests))
     return Attachment(lists=lists, settings=settings, shares_run=shares_run, session=session)
-
-
-def _check_limit(model: int, request: int) -> None:
-    # A whole configuration always has a limit: only one that was chosen can be a mistake.
-    if request not in (model, BasicCacheConfig.max_live_requests):
-        raise ConfigError(
-            f"max_live_requests is {request} in the configuration of a request, but it counts for all those "
-            f"of the transformer, where it is {model}; set it in enable_cache."
-        )

@@ -42,11 +42,11 @@ def put_on(model: nn.Module, attached: Attachment) -> None:
     """Start caching on a transformer, in place of what was attached before."""
     _lift(model)
     vars(model)[_ATTACHED] = attached
-    _swap(model, _transformer_class(_kind(model)))
+    _swap(model, _transformer_class)
     for block in attached.blocks:
-        _swap(block, _block_class(_kind(block)))
+        _swap(block, _block_class)
     for module in attached.session.plan.muted:
-        _swap(module, _muted_class(_kind(module)))
+        _swap(module, _muted_class)
 
 
 def take_off(model: nn.Module) -> None:
@@ -55,8 +55,7 @@ def take_off(model: nn.Module) -> None:
     Raises:
         CacheDiTError: Something else has replaced the class of the model or of a block since then.
     """
-    patch = _lift(model)
-    if patch is not None:
+    if (patch := _lift(model)) is not None:
         patch.undo()
 
 
@@ -74,7 +73,7 @@ def _lift(model: nn.Module) -> Patch | None:
         )
     del vars(model)[_ATTACHED]
     for thing in swapped:
-        _restore(thing)
+        thing.__class__ = plain_class(thing)
     return attached.patch
 
 
@@ -86,25 +85,16 @@ def rebind(compiled: Any) -> None:
 def open_runs(pipe: object, new_request: Callable[[Any], Request]) -> None:
     """Let every call of a pipeline instance be a request of its own."""
     if plain_class(pipe) is type(pipe):
-        _swap(pipe, _pipeline_class(_kind(pipe), new_request))
+        _swap(pipe, _pipeline_class, new_request)
 
 
 def close_runs(pipe: object) -> None:
     """Undo `open_runs`."""
-    _restore(pipe)
+    pipe.__class__ = plain_class(pipe)
 
 
-def _kind(thing: object) -> Any:
-    # Typed as Any, since a class whose instances define __hash__ is not Hashable to the type checker.
-    return type(thing)
-
-
-def _swap(thing: object, kind: type) -> None:
-    thing.__class__ = kind
-
-
-def _restore(thing: object) -> None:
-    _swap(thing, plain_class(thing))
+def _swap(thing: object, subclass: Callable[..., type], *details: Any) -> None:
+    thing.__class__ = subclass(type(thing), *details)
 
 
 def is_covered(thing: object) -> bool:

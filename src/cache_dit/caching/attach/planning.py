@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -25,6 +25,7 @@ _RUN_WIDE = (
     "force_refresh_step_policy",
     "max_live_requests",
 )
+_BLANK = Row(name="", lists=())
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +36,14 @@ class Lists:
         model: The transformer.
         blocks: The members of each list.
         flows: Path and data flow of each list.
-        row: What else is known of the class; None for a class without a row.
+        row: What else is known of the class; a blank row for a class without one.
         joined: The streams keep one layout over all lists, see `Row`.
     """
 
     model: nn.Module
     blocks: tuple[tuple[nn.Module, ...], ...]
     flows: tuple[BlockList, ...]
-    row: Row | None = None
+    row: Row = _BLANK
     joined: bool = False
 
     @property
@@ -83,24 +84,23 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
     _check_distinct(lists)
     together = len(settings) == 1
     segments: list[Segment] = []
-    for number in range(len(lists.flows)):
-        first, last = number == 0, number == len(lists.flows) - 1
+    for number, flow in enumerate(lists.flows):
         setting = settings[0 if together else number]
         segment = _segment(
             lists,
             number,
             setting,
-            start=setting.cache.Fn_compute_blocks if first or not together else 0,
-            tail=setting.cache.Bn_compute_blocks if last or not together else 0,
-            leader=len(segments) if first or not together else 0,
-            leads=first or not together,
+            start=setting.cache.Fn_compute_blocks if number == 0 or not together else 0,
+            tail=setting.cache.Bn_compute_blocks if flow is lists.flows[-1] or not together else 0,
+            leader=None if number and together else len(segments),
         )
-        segments += _one_by_one(segment) if lists.flows[number].each_counts else [segment]
+        segments += _one_by_one(segment) if flow.each_counts else [segment]
     if lists.joined and together:
         segments = [_joined(segments)]
     shared = settings[0].cache
     for setting in settings[1:]:
         _check_same_run(shared, setting.cache)
+    names, row = parameters_of(lists.model), lists.row
     masks = [setting.cache.steps_computation_mask for setting in settings]
     checked = shared.force_refresh_step_hint is None and not shares_run
     separate = shared.enable_separate_cfg
@@ -109,16 +109,16 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
         calls_per_step=None if separate is None else 1 + separate,
         first_is_uncond=shared.cfg_compute_first,
         share_change=not shared.cfg_diff_compute_separate,
-        timestep=_timestep(lists),
+        timestep=Port(row.timestep, names.index(row.timestep)) if row.timestep in names else None,
         refresh_step=shared.force_refresh_step_hint,
         refresh_repeats=shared.force_refresh_step_policy == "repeat",
         total_steps=shared.num_inference_steps,
         shares_run=shares_run,
         mask_lengths=frozenset(len(mask) for mask in masks if mask is not None and checked),
-        parameters=parameters_of(lists.model),
-        bypass=None if lists.row is None else lists.row.bypass,
-        controls=_controls(lists),
-        muted=_muted(lists),
+        parameters=names,
+        bypass=row.bypass,
+        controls=tuple(Port(name, names.index(name)) for name in row.controls),
+        muted=tuple(module for path in row.muted for module in modules_at(lists.model, path)),
     )
 
 
@@ -132,13 +132,13 @@ def fitting_default(lists: Lists) -> BasicCacheConfig:
 
 
 def _segment(
-    lists: Lists, number: int, setting: Setting, *, start: int, tail: int, leader: int, leads: bool
+    lists: Lists, number: int, setting: Setting, *, start: int, tail: int, leader: int | None
 ) -> Segment:
     flow, blocks, cache = lists.flows[number], lists.blocks[number], setting.cache
     _check_counts(lists, number, start, tail)
     if cache.static:
         # Nothing is measured, so no first block runs on a skipped step unless the last ones read from it.
-        start = tail if lists.row is not None and lists.row.last_within_first else 0
+        start = tail if lists.row.last_within_first else 0
     ports = _ports(lists, number)
     return Segment(
         paths=(flow.label,),
@@ -148,8 +148,8 @@ def _segment(
         stop=len(blocks) - tail * flow.period - (flow.period - 1),
         ports=ports,
         parameters=parameters_of(blocks[0]),
-        gate=cache.gate() if leads else None,
-        leader=leader,
+        gate=None if leader is None else cache.gate(),
+        leader=leader or 0,
         forecasters=tuple(
             None if port is None else setting.calibrator.forecaster(main=slot == ports.main)
             for slot, port in enumerate(ports.slots)
@@ -178,17 +178,6 @@ def _one_by_one(segment: Segment) -> list[Segment]:
         for block in segment.blocks[first + 1 : segment.stop]
     ]
     return [dataclasses.replace(segment, blocks=segment.blocks[: first + 1], stop=first + 1), *alone]
-
-
-def _controls(lists: Lists) -> tuple[Port, ...]:
-    names = parameters_of(lists.model)
-    declared = () if lists.row is None else lists.row.controls
-    return tuple(Port(name, names.index(name)) for name in declared)
-
-
-def _muted(lists: Lists) -> tuple[nn.Module, ...]:
-    paths = () if lists.row is None else lists.row.muted
-    return tuple(module for path in paths for module in modules_at(lists.model, path))
 
 
 def _check_distinct(lists: Lists) -> None:
@@ -226,7 +215,7 @@ def _check_counts(lists: Lists, number: int, start: int, tail: int) -> None:
             + (f" and Fn_compute_blocks is {start}" if start else "")
             + f"; give a value from 0 to {count - 1 - start}."
         )
-    if lists.row is not None and lists.row.last_within_first and tail > start:
+    if lists.row.last_within_first and tail > start:
         raise ConfigError(
             f"Bn_compute_blocks is {tail} and Fn_compute_blocks {start}, but the last blocks of {lists.name} "
             f"read what the first ones left; give Bn_compute_blocks from 0 to {start}."
@@ -235,33 +224,19 @@ def _check_counts(lists: Lists, number: int, start: int, tail: int) -> None:
 
 def _ports(lists: Lists, number: int) -> Ports:
     flow, blocks = lists.flows[number], lists.blocks[number]
-    layouts = {parameters_of(block) for block in _one_of_each_class(blocks)}
-    parameters = parameters_of(blocks[0])
-    slots: list[Port | None] = []
-    for name in flow.continues:
-        if name is None:
-            slots.append(None)
-            continue
-        positions = {layout.index(name) if name in layout else -1 for layout in layouts}
-        if len(positions) != 1 or -1 in positions:
+    layouts = {parameters_of(block) for block in {type(block): block for block in blocks}.values()}
+    positions = [{name: place for place, name in enumerate(layout)} for layout in layouts]
+    for name in filter(None, flow.continues):
+        if len({known.get(name) for known in positions}) != 1 or name not in positions[0]:
             raise PatternError(
                 f"{flow.label} of {lists.name}: the blocks ({type(blocks[0]).__name__}) take "
-                f"({', '.join(parameters)}), so no output can continue {name!r} in all of them; choose the "
-                "ForwardPattern that fits, see its docstring."
+                f"({', '.join(parameters_of(blocks[0]))}), so no output can continue {name!r} in all of "
+                "them; choose the ForwardPattern that fits, see its docstring."
             )
-        slots.append(Port(name, positions.pop()))
+    slots = (None if name is None else Port(name, positions[0][name]) for name in flow.continues)
     return Ports(tuple(slots), flow.bare, flow.continues.index(flow.main))
-
-
-def _timestep(lists: Lists) -> Port | None:
-    names, name = parameters_of(lists.model), "timestep" if lists.row is None else lists.row.timestep
-    return Port(name, names.index(name)) if name in names else None
 
 
 def parameters_of(module: nn.Module) -> tuple[str, ...]:
     """Names of the arguments of a module's forward, in order."""
     return tuple(inspect.signature(module.forward).parameters)
-
-
-def _one_of_each_class(blocks: Iterable[nn.Module]) -> list[nn.Module]:
-    return list({type(block): block for block in blocks}.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
@@ -207,13 +208,8 @@ def _lists_by_row(model: nn.Module) -> Lists:
     if not flows:
         paths = " and ".join(flow.label for flow in row.lists)
         raise ConfigError(f"{paths} of {plain_class(model).__name__} is empty, so there is nothing to cache.")
-    return Lists(
-        model=model,
-        blocks=tuple(flow.members(model) for flow in flows),
-        flows=flows,
-        row=row,
-        joined=row.joined,
-    )
+    blocks = tuple(flow.members(model) for flow in flows)
+    return Lists(model=model, blocks=blocks, flows=flows, row=row, joined=row.joined)
 
 
 def _per_model(name: str, given: Any, count: int, several: bool) -> list[Any]:
@@ -244,15 +240,9 @@ def _lists(model: nn.Module, given: list[tuple[nn.Module, ...]], patterns: Any, 
             f"BlockAdapter: forward_pattern has {len(chosen)} entries but there are {len(given)} block "
             f"lists of {plain_class(model).__name__}; give one pattern for each list, or one for all."
         )
-    row = row_of(type(model))
     flows = tuple(map(_flow, repeat(model), given, chosen))
-    return Lists(
-        model=model,
-        blocks=tuple(given),
-        flows=flows,
-        row=row,
-        joined=row is not None and row.joined and flows == row.lists,
-    )
+    lists, row = Lists(model=model, blocks=tuple(given), flows=flows), row_of(type(model))
+    return lists if row is None else replace(lists, row=row, joined=row.joined and flows == row.lists)
 
 
 def _patterns(given: Any) -> list[ForwardPattern]:
