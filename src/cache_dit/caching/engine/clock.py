@@ -36,7 +36,7 @@ class Clock:
     direction: int = 0
     step: int = -1
     ordinal: int = -1
-    first_step_calls: int | None = None
+    first_step_calls: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     names_of_step: set[str] = field(default_factory=set)
 
@@ -47,8 +47,8 @@ class Clock:
         Two unnamed calls at the first timestep are two branches, or a run that was dropped after one call
         and its successor. The second step tells, when it is over.
         """
-        several = self.first_step_calls is not None and self.first_step_calls > 1
-        return not (self.strict and self.calls_per_step is None and self.step == 1 and several)
+        unnamed = self.strict and self.calls_per_step is None
+        return not (unnamed and self.step == 1 and self.first_step_calls > 1)
 
     def tick(self, name: str | None, marker: Any) -> Tick | None:
         """Count one forward; None when it cannot belong to this run, so a new one has begun.
@@ -69,8 +69,7 @@ class Clock:
         if marker is None or self.marker is None:
             return False
         direction = 1 if marker > self.marker else -1
-        if self.direction == 0:
-            self.direction = direction
+        self.direction = self.direction or direction
         return direction != self.direction
 
     def _named(self, name: str, moved: bool) -> Tick | None:
@@ -84,24 +83,20 @@ class Clock:
         return Tick(name, step)
 
     def _counted(self, moved: bool, marked: bool) -> Tick | None:
-        calls = self.calls_per_step
-        full = calls is not None and self.ordinal + 1 >= calls
-        if calls is None:
-            advance = moved
-        else:
-            # Without a marker counting is all there is; with one, a step that ends early or late betrays
-            # a run that was dropped in the middle.
-            advance = self.step < 0 or full
-            if self.strict and marked and self.step >= 0 and advance != moved:
-                return None
+        calls, done = self.calls_per_step, self.ordinal + 1
+        # Without a marker counting is all there is; with one, a step that ends early or late betrays a run
+        # that was dropped in the middle.
+        advance = moved if calls is None else self.step < 0 or done >= calls
+        if self.strict and marked and self.step >= 0 and advance != moved:
+            return None
         if not advance:
-            if self.strict and calls is None and self.ordinal + 1 >= _MOST_BRANCHES:
+            if self.strict and calls is None and done >= _MOST_BRANCHES:
                 return None
-            self.ordinal += 1
-            return Tick(self.ordinal, self.step)
+            self.ordinal = done
+            return Tick(done, self.step)
         if self.step == 0:
-            self.first_step_calls = self.ordinal + 1
-        elif self.strict and self.step > 0 and self.ordinal + 1 != self.first_step_calls:
+            self.first_step_calls = done
+        elif self.strict and self.step > 0 and done != self.first_step_calls:
             return None
         self.step += 1
         self.ordinal = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any, Protocol, Self
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
@@ -15,15 +14,14 @@ from cache_dit.errors import ConfigError
 
 
 class Timeline(Protocol):
-    """What a pipeline knows of the run that it is in."""
+    """What a pipeline knows of the run that it is in.
 
-    def total_steps(self) -> int | None:
-        """Steps of the run, once they are set."""
-        ...
+    That is how many steps it has, once they are set, and a number that is constant within a step and grows
+    over the run; None where there is none.
+    """
 
-    def position(self) -> int | None:
-        """A number that is constant within a step and grows over a run; None where there is none."""
-        ...
+    def total_steps(self) -> int | None: ...
+    def position(self) -> int | None: ...
 
 
 class Request:
@@ -82,12 +80,7 @@ class Request:
         _entered.set((*_entered.get(), self))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # By search and not by a token: two threads or tasks may have entered the same request.
         entered = _entered.get()
         last = max((place for place, request in enumerate(entered) if request is self), default=len(entered))

@@ -56,15 +56,10 @@ class Gate(Protocol):
 
     @property
     def measures(self) -> bool: ...
-
     def init(self) -> Any: ...
-
     def must_compute(self, step: int) -> bool: ...
-
     def decide(self, state: Any, step: int, change: float | None = None) -> Verdict | None: ...
-
     def measure(self, state: Any, signal: Tensor) -> float | None: ...
-
     def advance(self, state: Any, verdict: Verdict, signal: Tensor | None) -> Any: ...
 
 
@@ -151,8 +146,7 @@ class ResidualGate:
 
     def _certain(self, step: int) -> Reason | None:
         if self.mask is not None:
-            inside = step < len(self.mask)
-            if not inside or self.mask[step]:
+            if step >= len(self.mask) or self.mask[step]:
                 return Reason.MASK
         elif step < self.warmup and step % self.warmup_interval == 0:
             return Reason.WARMUP
