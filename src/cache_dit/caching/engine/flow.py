@@ -28,13 +28,12 @@ class FlowCheck:
         Raises:
             PatternError: An output is seen to continue another argument than declared.
         """
-        received = [(port.name, port.read(args, kwargs)) for port in self._segment.ports.slots if port]
-        # Under inference_mode writes are not counted.
-        self._entered = [
-            (name, value, value._version)
-            for name, value in received
-            if isinstance(value, Tensor) and not value.is_inference()
-        ]
+        self._entered = []
+        for port in filter(None, self._segment.ports.slots):
+            value = port.read(args, kwargs)
+            # Under inference_mode writes are not counted.
+            if isinstance(value, Tensor) and not value.is_inference():
+                self._entered.append((port.name, value, value._version))
         if self._previous:
             self._compare(args, kwargs)
 
@@ -53,12 +52,10 @@ class FlowCheck:
         if seen != declared:
             meant = {} if HIDDEN in names else dict(zip(names, (HIDDEN, ENCODER), strict=False))
             pattern = matching(tuple(None if name is None else meant.get(name, name) for name in seen))
-            fit = (
-                f"give ForwardPattern.{pattern}." if pattern else "leave forward_pattern out, with auto=True."
-            )
+            fit = f"give ForwardPattern.{pattern}" if pattern else "leave forward_pattern out, with auto=True"
             raise PatternError(
                 f"{self._segment.label}: outputs were declared to continue {_tuple(declared)} but the first "
-                f"forward shows {_tuple(seen)}; {fit}"
+                f"forward shows {_tuple(seen)}; {fit}."
             )
 
     def after(self, output: Any) -> None:
@@ -67,9 +64,7 @@ class FlowCheck:
         Raises:
             PatternError: It is another number of values than declared, or the block wrote into a stream.
         """
-        values = self._segment.ports.unpack(output)
-        if values is None:
-            raise wrong_form(self._segment, output)
+        values = unpack(self._segment, output)
         for name, value, version in self._entered:
             if value._version != version:
                 raise PatternError(
@@ -78,6 +73,18 @@ class FlowCheck:
                     "cache_dit.PatchFunctor."
                 )
         self._previous, self._entered = values, []
+
+
+def unpack(segment: Segment, output: Any) -> tuple[Any, ...]:
+    """What a block returned, one value a slot.
+
+    Raises:
+        PatternError: It is another number of values than declared.
+    """
+    values = segment.ports.unpack(output)
+    if values is None:
+        raise wrong_form(segment, output)
+    return values
 
 
 def wrong_form(segment: Segment, output: Any) -> PatternError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
@@ -26,60 +27,41 @@ class _Phase(Enum):
     CLOSED = auto()
 
 
+@dataclass(slots=True, eq=False)
 class SegmentRun:
     """One segment in one forward.
 
     Attributes:
+        observes: The values of this step may be needed by a later one.
+        keeps_signal: The signal of this step is the reference of the next one if the step is computed.
+        flow: Present on the first forward, to check the declared data flow.
+        change: Change taken over from another branch of the step; None: measured here.
         segment: Its plan.
         skipping: The blocks inside hand their inputs through; read by every block call.
         computing: The blocks inside run as they are and nothing is to be learnt from them; likewise.
         verdict: The decision, once the segment was entered.
-        observes: The values of this step may be needed by a later one.
-        keeps_signal: The signal of this step is the reference of the next one if the step is computed.
-        change: Change taken over from another branch of the step; None: measured here.
-        flow: Present on the first forward, to check the declared data flow.
     """
 
-    __slots__ = (
-        "_before",
-        "_entry",
-        "_head",
-        "_known",
-        "_leader",
-        "_phase",
-        "_result",
-        "_state",
-        "_step",
-        "change",
-        "computing",
-        "flow",
-        "keeps_signal",
-        "observes",
-        "segment",
-        "skipping",
-        "verdict",
-    )
+    _state: SegmentState
+    _step: int
+    _known: Verdict | None
+    _leader: SegmentRun | None
+    observes: bool
+    keeps_signal: bool
+    flow: FlowCheck | None
+    change: float | None = None
+    segment: Segment = field(init=False)
+    skipping: bool = False
+    computing: bool = False
+    verdict: Verdict | None = None
+    _phase: _Phase = _Phase.WAITING
+    _entry: tuple[Any, ...] = ()
+    _result: tuple[Any, ...] = ()
+    _head: Tensor | None = None
+    _before: Any = field(init=False)
 
-    def __init__(
-        self, state: SegmentState, step: int, known: Verdict | None, leader: SegmentRun | None
-    ) -> None:
-        self.segment: Segment = state.segment
-        self._state = state
-        self._step = step
-        self._known = known
-        self._leader = leader
-        self._phase = _Phase.WAITING
-        self._entry: tuple[Any, ...] = ()
-        self._result: tuple[Any, ...] = ()
-        self._head: Tensor | None = None
-        self._before = state.gate
-        self.skipping = False
-        self.computing = False
-        self.verdict: Verdict | None = None
-        self.observes = True
-        self.keeps_signal = True
-        self.change: float | None = None
-        self.flow: FlowCheck | None = None
+    def __post_init__(self) -> None:
+        self.segment, self._before = self._state.segment, self._state.gate
 
     @property
     def idle(self) -> bool:
@@ -193,9 +175,8 @@ class SegmentRun:
             return Verdict(leading is not None and leading.skip, Reason.FOLLOWS)
         if self._known is not None:
             return self._known
-        gate, state = self.segment.gate, self._state.gate
+        gate, state, change = self.segment.gate, self._state.gate, self.change
         assert gate is not None  # only followers have none
-        change = self.change
         if change is None and signal is not None:
             change = gate.measure(state, signal)
         verdict = None if change is None else gate.decide(state, self._step, change)
@@ -211,14 +192,12 @@ class SegmentRun:
         return ports.pack(self._state.with_sides(index, values))
 
 
+@dataclass(slots=True)
 class Frame:
     """The forward that is under way: what every block call looks itself up in."""
 
-    __slots__ = ("runs", "slots")
-
-    def __init__(self, slots: dict[nn.Module, Slot], runs: list[SegmentRun]) -> None:
-        self.slots = slots
-        self.runs = runs
+    slots: dict[nn.Module, Slot]
+    runs: list[SegmentRun]
 
 
 current_frame: ContextVar[Frame | None] = ContextVar("cache_dit_frame", default=None)

@@ -47,11 +47,10 @@ class Ports:
 
     def unpack(self, output: Any) -> tuple[Any, ...] | None:
         """One value a slot from the output of a block, or None where the output has another form."""
+        several = isinstance(output, (tuple, list))
         if self.bare:
-            return None if isinstance(output, (tuple, list)) else (output,)
-        if not isinstance(output, (tuple, list)) or len(output) != len(self.slots):
-            return None
-        return tuple(output)
+            return None if several else (output,)
+        return tuple(output) if several and len(output) == len(self.slots) else None
 
     def echo(self) -> Echo:
         """A function of a call that returns what entered in the form of an output.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from cache_dit.caching.engine.clock import Clock, Tick
 from cache_dit.caching.engine.condition import Watch
 from cache_dit.caching.engine.flow import FlowCheck
 from cache_dit.caching.engine.forward import Frame, SegmentRun, current_frame
-from cache_dit.caching.engine.plan import Plan, Segment
+from cache_dit.caching.engine.plan import Plan
 from cache_dit.caching.engine.ports import Arguments, Keywords
 from cache_dit.caching.engine.records import RunRecord, StepRecord
 from cache_dit.caching.engine.requests import LiveRuns, Request, branch_name
@@ -22,32 +24,18 @@ from cache_dit.caching.maths.gates import Gate, Reason, Verdict
 from cache_dit.errors import ConfigError
 
 
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class RunState:
     """Everything that one request keeps for one transformer."""
 
-    __slots__ = (
-        "__weakref__",
-        "branches",
-        "changes",
-        "clock",
-        "conditions",
-        "first",
-        "positions",
-        "record",
-        "total",
-        "watch",
-    )
-
-    def __init__(self, clock: Clock, total: int | None) -> None:
-        self.clock = clock
-        self.total = total
-        self.first: str | int | None = None
-        self.branches: dict[str | int, list[SegmentState]] = {}
-        self.conditions: dict[str | int, Hashable] = {}
-        self.positions: dict[str | int, int] = {}
-        self.watch = Watch()
-        self.changes: dict[int, float | None] = {}
-        self.record = RunRecord(total_steps=total)
+    clock: Clock
+    total: int | None
+    record: RunRecord
+    branches: dict[str | int, list[SegmentState]] = field(default_factory=dict)
+    conditions: dict[str | int, Hashable] = field(default_factory=dict)
+    positions: dict[str | int, int] = field(default_factory=dict)
+    watch: Watch = field(default_factory=Watch)
+    changes: dict[int, float | None] = field(default_factory=dict)
 
     def is_over(self, step: int) -> bool:
         """Whether a step is behind the end of the run, as far as that is known."""
@@ -75,8 +63,10 @@ class Session:
         self, request: Request, call: Callable[..., Any], model: nn.Module, args: Arguments, kwargs: Keywords
     ) -> Any:
         """One forward of the transformer for a request; `call` is its own `__call__`."""
-        if self.plan.bypass is not None and self.plan.bypass(self._named(args, kwargs)):
-            return call(model, *args, **kwargs)
+        if self.plan.bypass is not None:
+            given = dict(zip(self.plan.parameters, args, strict=False))
+            if self.plan.bypass({**given, **kwargs}):
+                return call(model, *args, **kwargs)
         try:
             return self._forward(request, call, model, args, kwargs)
         except BaseException:
@@ -106,19 +96,16 @@ class Session:
             for segment in segments:
                 segment.forget()
         forced = Reason.SWITCHED if switched else None if state.clock.certain else Reason.UNCERTAIN
-        runs = self._runs(state, segments, step, forced=forced)
+        runs = self._runs(state, segments, step, forced)
         self._share(state, tick, runs)
-        output = self._call(runs, call, model, args, kwargs)
-        # Every run is ended, so no short cut.
-        complete = [run.finish() for run in runs]
-        if not all(complete):
+        compute = partial(call, model, *args, **kwargs)
+        output, complete = self._call(runs, compute)
+        if not complete:
             # Blocks were skipped but the last of them never ran: compute this forward after all.
             for run in runs:
                 run.rewind()
-            runs = self._runs(state, segments, step, forced=Reason.INCOMPLETE)
-            output = self._call(runs, call, model, args, kwargs)
-            for run in runs:
-                run.finish()
+            runs = self._runs(state, segments, step, Reason.INCOMPLETE)
+            output, _ = self._call(runs, compute)
         self._verified = True
         self._note(state, tick, label, runs)
         if state.is_over(tick.step + 1):
@@ -126,9 +113,6 @@ class Session:
             if not state.branches:
                 self.live.release(state)
         return output
-
-    def _named(self, args: Arguments, kwargs: Keywords) -> Keywords:
-        return {**dict(zip(self.plan.parameters, args, strict=False)), **kwargs}
 
     def _tick(
         self, request: Request, model: nn.Module, args: Arguments, kwargs: Keywords
@@ -154,10 +138,9 @@ class Session:
         return state, tick, before is not None and 0 <= before < position - 1
 
     def _begin(self, request: Request, model: nn.Module, args: Arguments, kwargs: Keywords) -> RunState:
-        timeline = request.timeline
         total = request.num_inference_steps
-        if total is None and timeline is not None and not self.plan.shares_run:
-            total = timeline.total_steps()
+        if total is None and request.timeline is not None and not self.plan.shares_run:
+            total = request.timeline.total_steps()
         total = total or self.plan.total_steps
         for length in self.plan.mask_lengths:
             if total is not None and length != total:
@@ -165,7 +148,8 @@ class Session:
                     f"steps_computation_mask has {length} entries but the run has {total} steps; give "
                     f"cache_dit.steps_mask(mask_policy=..., total_steps={total}) or run {length} steps."
                 )
-        state = RunState(Clock(self.plan.calls_per_step, strict=request.implicit), total)
+        clock = Clock(self.plan.calls_per_step, strict=request.implicit)
+        state = RunState(clock, total, RunRecord(total_steps=total))
         self.live.admit(state, type(model).__name__)
         self.latest = state.record
         self.example = tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), (args, kwargs))
@@ -191,58 +175,47 @@ class Session:
         return local, local == 0
 
     def _runs(
-        self, state: RunState, segments: list[SegmentState], step: int, *, forced: Reason | None
+        self, state: RunState, segments: list[SegmentState], step: int, forced: Reason | None
     ) -> list[SegmentRun]:
         runs: list[SegmentRun] = []
         for kept in segments:
             segment = kept.segment
-            leader = None if segment.gate is not None else runs[segment.leader]
-            known: Verdict | None = None
+            gate = segment.gate or self.plan.segments[segment.leader].gate
+            assert gate is not None  # a leader has one
+            known, leader = None, None
             if forced is not None:
-                known, leader = Verdict(False, forced), None
-            elif segment.gate is not None:
-                known = segment.gate.decide(kept.gate, step)
-            run = SegmentRun(kept, step, known, leader)
-            gate = self._gate(segment)
-            run.observes = _may_skip(gate, step, segment.memory, state.total)
-            run.keeps_signal = run.observes and segment.prefixed and _may_skip(gate, step, 1, state.total)
-            if not self._verified:
-                run.flow = FlowCheck(segment)
-            runs.append(run)
+                known = Verdict(False, forced)
+            elif segment.gate is None:
+                leader = runs[segment.leader]
+            else:
+                known = gate.decide(kept.gate, step)
+            observes = _may_skip(gate, step, segment.memory, state.total)
+            keeps_signal = observes and segment.prefixed and _may_skip(gate, step, 1, state.total)
+            flow = None if self._verified else FlowCheck(segment)
+            runs.append(SegmentRun(kept, step, known, leader, observes, keeps_signal, flow))
         return runs
-
-    def _gate(self, segment: Segment) -> Gate:
-        gate = segment.gate or self.plan.segments[segment.leader].gate
-        assert gate is not None  # a leader has one
-        return gate
 
     def _share(self, state: RunState, tick: Tick, runs: list[SegmentRun]) -> None:
         """Let later branches of a step take over what its first branch measured."""
-        if state.first is None:
-            state.first = tick.branch
-        if not self.plan.share_change or tick.branch == state.first:
-            return
-        for number, run in enumerate(runs):
-            run.change = state.changes.get(number)
+        first = next(iter(state.conditions))
+        if self.plan.share_change and tick.branch != first:
+            for number, run in enumerate(runs):
+                run.change = state.changes.get(number)
 
-    def _call(
-        self,
-        runs: list[SegmentRun],
-        call: Callable[..., Any],
-        model: nn.Module,
-        args: Arguments,
-        kwargs: Keywords,
-    ) -> Any:
+    def _call(self, runs: list[SegmentRun], compute: Callable[[], Any]) -> tuple[Any, bool]:
+        """The output, and whether all that was skipped was delivered."""
         if all(run.idle for run in runs):
-            return call(model, *args, **kwargs)
+            return compute(), True
         # The first forward visits every block, to check the declared data flow. Asked of the runs, since
         # another thread may have ended its first forward meanwhile.
         slots = self.plan.slots if runs[0].flow is None else self.plan.blocks
         token = current_frame.set(Frame(slots, runs))
         try:
-            return call(model, *args, **kwargs)
+            output = compute()
         finally:
             current_frame.reset(token)
+        # A list, since every run has to be ended.
+        return output, all([run.finish() for run in runs])
 
     def _note(self, state: RunState, tick: Tick, label: str, runs: list[SegmentRun]) -> None:
         for number, run in enumerate(runs):
