@@ -8,14 +8,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from cache_dit.caching.attach.attachment import Attachment, attachment
-from cache_dit.caching.attach.override import (
-    attachment_of,
-    close_runs,
-    open_runs,
-    put_on,
-    rebind,
-    take_off,
-)
+from cache_dit.caching.attach.override import attachment_of, close_runs, open_runs, put_on, rebind, take_off
 from cache_dit.caching.attach.planning import Lists, Setting, fitting_default
 from cache_dit.caching.attach.targets import (
     adapter_of,
@@ -29,8 +22,8 @@ from cache_dit.caching.attach.targets import (
 from cache_dit.caching.attach.timeline import pipeline_request
 from cache_dit.caching.block_adapters.adapter import ParamsModifier
 from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
-from cache_dit.caching.options import Override, instance_of, optional
-from cache_dit.errors import ConfigError, ConfigTypeError, nearest
+from cache_dit.caching.options import Override, instance_of, optional, reject_unknown
+from cache_dit.errors import ConfigError
 
 _Target = TypeVar("_Target")
 _Modifiers = ParamsModifier | Sequence[ParamsModifier | Sequence[ParamsModifier]]
@@ -71,7 +64,7 @@ def enable_cache(
         >>> image = pipe("a red house").images[0]
         >>> cache_dit.summary(pipe)
     """
-    _reject("enable_cache", unknown, _OPTIONS)
+    reject_unknown("enable_cache", unknown, _OPTIONS)
     optional(instance_of(BasicCacheConfig, Override))("cache_config", cache_config)
     optional(instance_of(CalibratorConfig))("calibrator_config", calibrator_config)
     adapter = adapter_of(pipe_or_adapter)
@@ -157,13 +150,14 @@ def refresh_context(
     """
     optional(instance_of(BasicCacheConfig, Override))("cache_config", cache_config)
     optional(instance_of(CalibratorConfig))("calibrator_config", calibrator_config)
-    steps: dict[str, Any] = (
-        {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
-    )
 
     def change(setting: Setting) -> Setting:
         new = setting.updated(cache_config, calibrator_config)
-        return dataclasses.replace(new, cache=dataclasses.replace(new.cache, **steps))
+        if num_inference_steps is None:
+            return new
+        return dataclasses.replace(
+            new, cache=dataclasses.replace(new.cache, num_inference_steps=num_inference_steps)
+        )
 
     made = [attached.changed(change) for attached in attachments_of(pipe_or_adapter)]
     for attached in made:
@@ -235,10 +229,3 @@ def _spread(given: _Modifiers | None, counts: list[int]) -> list[Sequence[Params
         f"params_modifiers has {len(flat)} entries but there are {sum(counts)} block lists in {len(counts)} "
         "transformers; give one for each list, one for each transformer, or one for all."
     )
-
-
-def _reject(function: str, unknown: dict[str, Any], known: Sequence[str]) -> None:
-    for name in unknown:
-        hint = nearest(name, known)
-        meant = f"Did you mean {hint!r}?" if hint else f"Known are: {', '.join(known)}."
-        raise ConfigTypeError(f"{function} has no option {name!r}. {meant}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, TypeVar, dataclass_transform
 
 from cache_dit.errors import ConfigError, ConfigTypeError, nearest
@@ -114,18 +114,21 @@ class Options:
         """Return `override` where it is whole, or a copy of self with its fields where it is partial."""
         if not isinstance(override, Override):
             return override
-        unknown_options(type(self), override.fields)
+        reject_unknown(type(self).__name__, override.fields, _names(type(self)))
         return dataclasses.replace(self, **override.fields)  # type: ignore[type-var]  # as above
 
 
-def unknown_options(kind: type[Options], given: Mapping[str, Any]) -> None:
-    """Raise `ConfigTypeError` for the first name in `given` that is no field of `kind`."""
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]  # as above
+def reject_unknown(owner: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raise `ConfigTypeError` for the first name in `given` that is no option of `owner`."""
     for name in given:
         if name not in known:
             hint = nearest(name, known)
-            meant = f" Did you mean {hint!r}?" if hint else f" Known are: {', '.join(known)}."
-            raise ConfigTypeError(f"{kind.__name__} has no option {name!r}.{meant}")
+            meant = f"Did you mean {hint!r}?" if hint else f"Known are: {', '.join(known)}."
+            raise ConfigTypeError(f"{owner} has no option {name!r}. {meant}")
+
+
+def _names(kind: type[Options]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]  # as above
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option,))
@@ -136,7 +139,7 @@ def options(kind: type[_Config]) -> type[_Config]:
 
     @functools.wraps(fill)
     def __init__(self: Any, **given: Any) -> None:
-        unknown_options(made, given)
+        reject_unknown(made.__name__, given, _names(made))
         fill(self, **given)
 
     made.__init__ = __init__  # type: ignore[method-assign]  # the point of this decorator

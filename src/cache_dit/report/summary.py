@@ -11,12 +11,7 @@ from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
 from cache_dit.report.findings import diagnose
 from cache_dit.report.stats import CacheStats, stats_of
 
-_COLUMNS = (
-    "Steps",
-    "Cached Steps",
-    *(f"Diffs {name}" for name in ("Min", "P25", "P50", "P75", "P95", "Max")),
-)
-_POINTS = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
+_POINTS = {"Min": 0.0, "P25": 0.25, "P50": 0.5, "P75": 0.75, "P95": 0.95, "Max": 1.0}
 
 
 def summary(pipe_or_adapter: Any, details: bool = False, logging: bool = True) -> list[CacheStats]:
@@ -69,31 +64,30 @@ def strify(target: Any) -> str:
 
 def _text(stats: CacheStats, details: bool) -> str:
     saved = "not counted" if stats.flops_saved is None else f"{stats.flops_saved:.1%}"
-    head = [
-        f"{stats.model}: {' + '.join(stats.lists)}",
-        f"{strify(stats)}",
+    head = (
+        f"{stats.model}: {' + '.join(stats.lists)}\n{strify(stats)}\n"
         f"FLOPs saved (estimated): {saved}; cache state: {stats.state_bytes / 2**20:.2f} MiB; "
-        f"skipped steps are filled with {stats.forecaster}",
-    ]
-    named = any(stats.branches)
+        f"skipped steps are filled with {stats.forecaster}"
+    )
+    columns = ["Branch", "Steps", "Cached Steps", *(f"Diffs {name}" for name in _POINTS)]
     rows = [
         [
-            *([name or "first call"] if named else []),
+            name or "first call",
             str(len(stats.of(place))),
             str(len(stats.skipped(place))),
             *_points(list(stats.changes(place).values())),
         ]
         for place, name in enumerate(stats.branches)
     ]
-    text = "\n".join(head) + "\n\n" + _table([*(["Branch"] if named else []), *_COLUMNS], rows)
-    return text + ("\n\n" + _details(stats, named) if details else "")
+    tables = [[columns, *rows], *([_details(stats)] if details else [])]
+    unnamed = 0 if any(stats.branches) else 1
+    return "\n\n".join([head, *(_table([row[unnamed:] for row in rows]) for rows in tables)])
 
 
-def _details(stats: CacheStats, named: bool) -> str:
-    columns = [*(["Branch"] if named else []), "Step", "Blocks", "Diff", "Why"]
+def _details(stats: CacheStats) -> list[list[str]]:
     rows = [
         [
-            *([step.branch or "first call"] if named else []),
+            step.branch or "first call",
             str(step.step),
             "cached" if step.verdict.skip else "computed",
             "" if step.verdict.change is None else f"{step.verdict.change:.4f}",
@@ -101,21 +95,20 @@ def _details(stats: CacheStats, named: bool) -> str:
         ]
         for step in stats.steps
     ]
-    return _table(columns, rows)
+    return [["Branch", "Step", "Blocks", "Diff", "Why"], *rows]
 
 
 def _points(changes: list[float]) -> list[str]:
     if not changes:
         return ["-"] * len(_POINTS)
-    values = torch.tensor(changes, dtype=torch.float64).quantile(torch.tensor(_POINTS, dtype=torch.float64))
-    return [f"{value:.3f}" for value in values.tolist()]
+    points = torch.tensor(list(_POINTS.values()), dtype=torch.float64)
+    return [f"{value:.3f}" for value in torch.tensor(changes, dtype=torch.float64).quantile(points).tolist()]
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    """A markdown table with aligned columns."""
-    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in [columns, ["-" * width for width in widths], *rows]
-    ]
-    return "\n".join(lines)
+def _table(rows: list[list[str]]) -> str:
+    """A markdown table with aligned columns, headed by the first row."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "| " + " | ".join(map(str.ljust, row, widths)) + " |"
+        for row in [rows[0], ["-" * width for width in widths], *rows[1:]]
+    )

@@ -10,14 +10,9 @@ from typing import Any
 from cache_dit.caching.models.row import Row
 from cache_dit.caching.models.rows import ROWS
 
-_COLUMNS = (
-    "Model",
-    "Pipelines",
-    "Block lists",
-    "CFG",
-    "Context parallel",
-    "Tensor parallel",
-    "Regional compile",
+_HEAD = (
+    "| Model | Pipelines | Block lists | CFG | Context parallel | Tensor parallel | Regional compile |",
+    f"|{' --- |' * 7}",
 )
 _UNKNOWN = "?"
 _CLASS = re.compile(r"^class (\w+)\(", re.MULTILINE)
@@ -35,7 +30,7 @@ def supported_pipelines() -> tuple[int, list[str]]:
     Returns:
         Their number, and the beginnings of their class names with a star: `(112, ["Flux*", "Wan*", ...])`.
     """
-    names = [f"{start.removesuffix('Pipeline')}*" for row in ROWS for start in row.pipelines]
+    names = [name for row in ROWS for name in _families(row)]
     return len(names), names
 
 
@@ -54,9 +49,7 @@ def supported_matrix() -> str:
     except ImportError:
         diffusers = None
     sources = {} if diffusers is None else _sources(Path(diffusers.__file__).parent)
-    rows = [_COLUMNS, ("---",) * len(_COLUMNS)]
-    rows += [_cells(row, getattr(diffusers, row.name, None), sources) for row in ROWS]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    return "\n".join([*_HEAD, *(_line(row, getattr(diffusers, row.name, None), sources) for row in ROWS)])
 
 
 def family_of(pipeline: str) -> Row | None:
@@ -83,13 +76,18 @@ def _sources(root: Path) -> dict[str, str]:
     return {name: text for text in texts for name in _CLASS.findall(text)}
 
 
-def _cells(row: Row, kind: Any, sources: Mapping[str, str]) -> tuple[str, ...]:
+def _families(row: Row) -> list[str]:
+    return [f"{start.removesuffix('Pipeline')}*" for start in row.pipelines]
+
+
+def _line(row: Row, kind: Any, sources: Mapping[str, str]) -> str:
     kinds = {guidance_of(text) for name, text in sources.items() if family_of(name) is row} - {None}
     declared = ("_cp_plan", "_tp_plan", "_repeated_blocks")
-    return (
+    cells = (
         row.name,
-        ", ".join(f"{start.removesuffix('Pipeline')}*" for start in row.pipelines),
+        ", ".join(_families(row)),
         ", ".join(f"`{flow.label}`" for flow in row.lists),
         ", ".join(sorted(filter(None, kinds))) or _UNKNOWN,
         *(_UNKNOWN if kind is None else "yes" if getattr(kind, name, None) else "no" for name in declared),
     )
+    return f"| {' | '.join(cells)} |"
