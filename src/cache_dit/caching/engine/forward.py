@@ -67,9 +67,8 @@ class SegmentRun:
     def idle(self) -> bool:
         """Whether the forward needs no interception here: it is computed and nothing of it is needed."""
         known = self._known if self._leader is None else self._leader._known
-        if known is None or known.skip or self.flow is not None:
-            return False
-        return not self.observes and not self.keeps_signal
+        needed = self.flow is not None or self.observes or self.keeps_signal
+        return known is not None and not known.skip and not needed
 
     def visit(self, slot: Slot, call: BlockCall, block: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
         """Run, skip or deliver at one block; `call` is the block's own `__call__`."""
@@ -97,12 +96,8 @@ class SegmentRun:
     def settle(self) -> Verdict:
         """The decision as carried out; brings the counters on where the forward was not intercepted."""
         if self.verdict is None:
-            if not self.idle:
-                self.verdict = Verdict(False, Reason.INCOMPLETE)
-            elif self._leader is not None or self._known is None:
-                self.verdict = Verdict(False, Reason.FOLLOWS)
-            else:
-                self.verdict = self._known
+            planned = self._known or Verdict(False, Reason.FOLLOWS)
+            self.verdict = planned if self.idle else Verdict(False, Reason.INCOMPLETE)
             if self.segment.gate is not None:
                 self._state.gate = self.segment.gate.advance(self._state.gate, self.verdict, None)
         return self.verdict
@@ -129,9 +124,7 @@ class SegmentRun:
         if last:
             if self.observes:
                 self._state.observe(self._step, self._entry, output)
-            self._phase = _Phase.CLOSED
-            self.computing = False
-            self._entry = ()
+            self._phase, self.computing, self._entry = _Phase.CLOSED, False, ()
         return output
 
     def _measures(self) -> bool:
@@ -151,14 +144,11 @@ class SegmentRun:
             kept = signal if self.keeps_signal else None
             self._state.gate = self.segment.gate.advance(self._state.gate, verdict, kept)
         if verdict.skip:
-            self._phase = _Phase.SKIPPING
-            self.skipping = True
+            self._phase, self.skipping = _Phase.SKIPPING, True
             # Made here and not at the exit: the model may write into the tensors that are handed through.
             self._result = self._state.forecast(self._step, entry)
         else:
-            self._phase = _Phase.COMPUTING
-            self._entry = entry
-            self.computing = self.flow is None
+            self._phase, self._entry, self.computing = _Phase.COMPUTING, entry, self.flow is None
 
     def _signal(self, entry: tuple[Any, ...]) -> Tensor | None:
         tail: Tensor = entry[self.segment.ports.main]
@@ -186,9 +176,7 @@ class SegmentRun:
         ports = self.segment.ports
         values = self._result if last else ports.read(args, kwargs)
         if last:
-            self._phase = _Phase.CLOSED
-            self.skipping = False
-            self._result = ()
+            self._phase, self.skipping, self._result = _Phase.CLOSED, False, ()
         return ports.pack(self._state.with_sides(index, values))
 
 
