@@ -15,25 +15,22 @@ _Check = Callable[[str, Any], None]
 
 def whole(minimum: int, *, unlimited: bool = False) -> _Check:
     """A whole number of at least `minimum`; with `unlimited`, also -1 for no limit."""
-
-    def check(name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigTypeError(f"{name} is {value!r}, a {type(value).__name__}; give a whole number.")
-        if value < minimum and not (unlimited and value == -1):
-            also = ", or -1 for no limit" if unlimited else ""
-            raise ConfigError(f"{name} is {value}; give a whole number of at least {minimum}{also}.")
-
-    return check
+    return _number("a whole number", (int,), minimum, unlimited)
 
 
 def real(minimum: float) -> _Check:
     """A finite number of at least `minimum`."""
+    return _number("a number", (int, float), minimum, unlimited=False)
+
+
+def _number(what: str, kinds: tuple[type[int] | type[float], ...], minimum: float, unlimited: bool) -> _Check:
+    also = ", or -1 for no limit" if unlimited else ""
 
     def check(name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConfigTypeError(f"{name} is {value!r}, a {type(value).__name__}; give a number.")
-        if not minimum <= value < float("inf"):
-            raise ConfigError(f"{name} is {value}; give a number of at least {minimum}.")
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise ConfigTypeError(f"{name} is {value!r}, a {type(value).__name__}; give {what}.")
+        if not minimum <= value < float("inf") and not (unlimited and value == -1):
+            raise ConfigError(f"{name} is {value}; give {what} of at least {minimum}{also}.")
 
     return check
 

@@ -76,19 +76,15 @@ def diagnose(pipe_or_adapter: Any, logging: bool = True) -> list[Finding]:
         FluxTransformer2DModel: never cached: residual_diff_threshold is 0.01 but the smallest change ...
     """
     compiled = {id(uncompiled(model)) for model in compiled_of(pipe_or_adapter)}
-    found = [
-        finding
-        for attached in attachments_of(pipe_or_adapter)
-        for finding in findings_of(
-            attached, stats_of(attached), compiled=id(attached.lists.model) in compiled
-        )
-    ]
+    found: list[Finding] = []
+    for attached in attachments_of(pipe_or_adapter):
+        found += _findings(attached, stats_of(attached), compiled=id(attached.lists.model) in compiled)
     if logging:
         print("\n".join(map(str, found)) or "Nothing is wrong: steps are cached as configured.")
     return found
 
 
-def findings_of(attached: Attachment, stats: list[CacheStats], *, compiled: bool) -> list[Finding]:
+def _findings(attached: Attachment, stats: list[CacheStats], *, compiled: bool) -> list[Finding]:
     """The findings of one transformer from its statistics; `compiled`: `torch.compile` returned it."""
     found = [*_of_model(attached, compiled)]
     if not stats:
@@ -130,17 +126,12 @@ def _of_steps(stats: CacheStats, cache: Any) -> Iterator[_Found]:
             "residual_diff_threshold is 0, so every step is computed; start with 0.08.",
         )
     elif cache.max_warmup_steps >= len(steps) and reason is Reason.WARMUP:
-        yield (
-            Problem.WARMUP,
-            f"max_warmup_steps is {cache.max_warmup_steps} but the run has {len(steps)} steps; give "
-            f"{max(1, len(steps) // 4)}.",
-        )
+        fact = f"max_warmup_steps is {cache.max_warmup_steps} but the run has {len(steps)} steps"
+        yield Problem.WARMUP, f"{fact}; give {max(1, len(steps) // 4)}."
     elif changes and min(changes) >= cache.residual_diff_threshold:
-        yield (
-            Problem.NEVER_CACHED,
-            f"residual_diff_threshold is {cache.residual_diff_threshold:g} but the smallest change seen is "
-            f"{min(changes):.3g}; {_better(statistics.median(changes))}",
-        )
+        threshold = f"residual_diff_threshold is {cache.residual_diff_threshold:g}"
+        fact = f"{threshold} but the smallest change seen is {min(changes):.3g}"
+        yield Problem.NEVER_CACHED, f"{fact}; {_better(statistics.median(changes))}"
     else:
         share = f"{count} of {len(steps)} steps were computed because of this: {reason.value}."
         yield Problem.NEVER_CACHED, f"{share} {_ADVICE[reason]}"

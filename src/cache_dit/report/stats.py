@@ -79,18 +79,15 @@ class CacheStats:
 
 def stats_of(attached: Attachment) -> list[CacheStats]:
     """One `CacheStats` for every decision of a transformer; empty before its first forward."""
-    session = attached.session
-    record = session.latest
+    session, record = attached.session, attached.session.latest
     if record is None or session.example is None:
         return []
     flops = forward_flops(attached.lists.model, *session.example)
     plan = session.plan
-    made = []
     leaders = [number for number, segment in enumerate(plan.segments) if segment.gate is not None]
+    made = []
     for place, number in enumerate(leaders):
-        members = [
-            index for index, other in enumerate(plan.segments) if index == number or other.leader == number
-        ]
+        members = [at for at, other in enumerate(plan.segments) if number in (at, other.leader)]
         setting = attached.settings[place if len(attached.settings) > 1 else 0]
         steps = tuple(step for step in record.steps if step.segment == number)
         made.append(
@@ -120,6 +117,5 @@ def _saved(
         if step.verdict.skip and step.segment in members:
             segment = segments[step.segment]
             skipped += sum(flops[block] for block in segment.blocks[segment.start : segment.stop])
-    forwards = len(record.steps) // len(segments)
-    whole = forwards * flops[attached.lists.model]
+    whole = len(record.steps) // len(segments) * flops[attached.lists.model]
     return skipped / whole if whole else None
