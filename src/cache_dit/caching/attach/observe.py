@@ -72,13 +72,11 @@ def observe(lists: Lists, call: Callable[..., Any], args: Arguments, kwargs: Key
     flows = _flows(list(dict.fromkeys(trace)))
     if not flows:
         raise _nothing_to_cache(lists, watches)
-    order = sorted(flows, key=trace.index)
+    seen = [(watch.members, flows[watch]) for watch in sorted(flows, key=trace.index)]
     return Lists(
         model=lists.model,
-        blocks=tuple(
-            flows[watch].members(lists.model) if flows[watch].along else watch.members for watch in order
-        ),
-        flows=tuple(flows[watch] for watch in order),
+        blocks=tuple(flow.members(lists.model) if flow.along else members for members, flow in seen),
+        flows=tuple(flow for _, flow in seen),
     )
 
 
@@ -125,12 +123,8 @@ def _candidates(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
 
 def _is_block_list(members: tuple[nn.Module, ...]) -> bool:
     # Linear and SiLU may take the same argument too, but a block has parts.
-    distinct = len(set(members)) == len(members) > 1
-    return distinct and all(any(block.children()) for block in members) and len(_signatures(members)) == 1
-
-
-def _signatures(members: tuple[nn.Module, ...]) -> set[tuple[str, ...]]:
-    return {parameters_of(block) for block in members}
+    distinct = len(set(members)) == len(members) > 1 and all(any(block.children()) for block in members)
+    return distinct and len(set(map(parameters_of, members))) == 1
 
 
 class _Watch:
@@ -140,7 +134,6 @@ class _Watch:
     """
 
     skipping = False
-    computing = False
 
     def __init__(self, path: str, members: tuple[nn.Module, ...], trace: list[_Watch]) -> None:
         self.path = path
@@ -177,7 +170,11 @@ class _Watch:
         tensors = {name: value for name, value in received.items() if _is_stream(value)}
         before = {name: value.clone() for name, value in tensors.items()} if slot.index == 1 else {}
         output = call(block, *args, **kwargs)
-        self._written |= {name for name in before if not _equal(tensors[name], before[name])}
+        self._written |= {
+            name
+            for name, value in before.items()
+            if not torch.allclose(tensors[name], value, rtol=0, atol=0, equal_nan=True)
+        }
         self._take(output)
         return output
 
@@ -186,26 +183,18 @@ class _Watch:
         if self._count < len(self.members):
             self._rule_out(f"{self._count} of them ran in the forward")
         continues = self._continues() if self.fact is None else {}
-        streams = list(continues.values())
-        if not streams:
+        if not continues:
             self._rule_out("no output of a block is an argument of the next one")
         for slot, name in continues.items():
             self._check(name, self._returned[slot])
         if self.fact is not None or self.bare is None:
             return None
-        slots = tuple(continues.get(slot) for slot in range(len(self._returned)))
-        return BlockList(
-            self.path,
-            slots,
-            bare=self.bare,
-            main=self._main(streams),
-            each_counts=not self._kept.isdisjoint(continues),
-        )
-
-    @property
-    def pattern(self) -> str:
-        """The pattern that is likely, for messages."""
-        return "Pattern_3" if self.bare else "Pattern_1"
+        slots = tuple(map(continues.get, range(len(self._returned))))
+        streams = sorted(continues.values(), key=self._names.index)
+        largest = max(streams, key=lambda name: int(self._received[name].numel()))
+        main = HIDDEN if HIDDEN in streams else largest
+        each_counts = not self._kept.isdisjoint(continues)
+        return BlockList(self.path, slots, bare=self.bare, main=main, each_counts=each_counts)
 
     def overlaps(self, other: _Watch) -> bool:
         """Whether blocks of one list run between those of the other."""
@@ -291,18 +280,9 @@ class _Watch:
         elif name in self._written:
             self._rule_out(f"a block writes into its argument {name}")
 
-    def _main(self, streams: list[str]) -> str:
-        if HIDDEN in streams:
-            return HIDDEN
-        return max(sorted(streams, key=self._names.index), key=lambda name: int(self._received[name].numel()))
-
 
 def _is_stream(value: Any) -> bool:
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-
-
-def _equal(first: Tensor, second: Tensor) -> bool:
-    return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
 
 
 def _nothing_to_cache(lists: Lists, watches: list[_Watch]) -> UnsupportedModelError:
@@ -311,9 +291,9 @@ def _nothing_to_cache(lists: Lists, watches: list[_Watch]) -> UnsupportedModelEr
         f"({', '.join(parameters_of(watch.members[0]))}): {watch.fact or 'not run by the forward'}"
         for watch in watches
     )
-    first = watches[0]
+    pattern = "Pattern_3" if watches[0].bare else "Pattern_1"
     return UnsupportedModelError(
         f"auto found no block list in {lists.name} that can be cached. Its first forward showed:\n{seen}\n"
         "A patch_functor can change what stands in the way, see cache_dit.PatchFunctor; where you know the "
-        f"streams, say them. {DECLARE.format(path=first.path, pattern=first.pattern)}"
+        f"streams, say them. {DECLARE.format(path=watches[0].path, pattern=pattern)}"
     )

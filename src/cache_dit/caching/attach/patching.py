@@ -35,12 +35,10 @@ class Patch:
             if type(module) is changed:
                 module.__class__ = before
         for table, name, before, changed in self.entries:
-            if table.get(name, _ABSENT) is not changed:
-                continue
-            if before is _ABSENT:
-                del table[name]
-            else:
+            if table.get(name, _ABSENT) is changed:
                 table[name] = before
+                if before is _ABSENT:
+                    del table[name]
 
 
 def apply_patch(functor: PatchFunctor, model: nn.Module) -> Patch:

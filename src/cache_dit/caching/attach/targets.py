@@ -52,23 +52,22 @@ def compiled_of(target: Any) -> list[nn.Module]:
 
 
 def _as_given(target: Any) -> list[nn.Module]:
-    if isinstance(target, BlockAdapter):
-        given = target.transformer
-        if given is None:
-            own = getattr(target.pipe, "transformer", None)
-            said = target.auto or target.forward_pattern is not None
-            named = target.blocks is not None or target.blocks_name is not None
-            declared = named or (said and row_of(type(own)) is None)
-            if not declared or not isinstance(own, nn.Module):
-                return _as_given(target.pipe)
-            given = own
-        models = [given] if isinstance(given, nn.Module) else given
-        if not isinstance(models, (list, tuple)) or not all(isinstance(one, nn.Module) for one in models):
-            raise ConfigError(
-                f"BlockAdapter: transformer is of type {type(given).__name__}; give one nn.Module or a list."
-            )
-        return list(models)
-    return [target] if isinstance(target, nn.Module) else _known_components(target)
+    if not isinstance(target, BlockAdapter):
+        return [target] if isinstance(target, nn.Module) else _known_components(target)
+    given = target.transformer
+    if given is None:
+        given = getattr(target.pipe, "transformer", None)
+        said = target.auto or target.forward_pattern is not None
+        named = target.blocks is not None or target.blocks_name is not None
+        declared = named or (said and row_of(type(given)) is None)
+        if not declared or not isinstance(given, nn.Module):
+            return _as_given(target.pipe)
+    models = [given] if isinstance(given, nn.Module) else given
+    if not isinstance(models, (list, tuple)) or not all(isinstance(one, nn.Module) for one in models):
+        raise ConfigError(
+            f"BlockAdapter: transformer is of type {type(given).__name__}; give one nn.Module or a list."
+        )
+    return list(models)
 
 
 def cached_models(target: Any) -> list[nn.Module]:
@@ -159,13 +158,9 @@ def _parts(pipe: Any) -> dict[str, nn.Module]:
 def _cached_by_themselves(target: Any) -> list[nn.Module]:
     """What is cached of a pipeline although it does not mean it: a ControlNet, alone or among several."""
     pipe = pipeline_of(target)
-    parts = () if pipe is None else _parts(pipe).values()
-    return [
-        module
-        for part in parts
-        for module in part.modules()
-        if attachment_of(uncompiled(module)) is not None and not _is_denoiser(uncompiled(module))
-    ]
+    modules = [] if pipe is None else [one for part in _parts(pipe).values() for one in part.modules()]
+    cached = [module for module in modules if attachment_of(uncompiled(module)) is not None]
+    return [module for module in cached if not _is_denoiser(uncompiled(module))]
 
 
 def _known_components(pipe: Any) -> list[nn.Module]:
@@ -214,13 +209,11 @@ def _lists_by_row(model: nn.Module) -> Lists:
 
 def _per_model(name: str, given: Any, count: int, several: bool) -> list[Any]:
     """One entry for each transformer from the shorter forms that an adapter allows."""
-    if not several:
-        return [given] * count
-    if isinstance(given, (list, tuple)) and len(given) == count:
-        return list(given)
-    if given is None or isinstance(given, (ForwardPattern, str)):
+    if not several or given is None or isinstance(given, (ForwardPattern, str)):
         return [given] * count
     known = isinstance(given, (list, tuple))
+    if known and len(given) == count:
+        return list(given)
     size = f"has {len(given)} entries" if known else f"is of type {type(given).__name__}"
     raise ConfigError(f"BlockAdapter: {name} {size} but transformer has {count}; give one entry for each.")
 
@@ -249,10 +242,8 @@ def _patterns(given: Any) -> list[ForwardPattern]:
     patterns = list(given) if isinstance(given, (list, tuple)) else [given]
     for pattern in patterns:
         if not isinstance(pattern, ForwardPattern):
-            raise ConfigError(
-                f"BlockAdapter: forward_pattern is {pattern!r}; give one of "
-                f"{', '.join(f'ForwardPattern.{known.name}' for known in ForwardPattern)}."
-            )
+            known = ", ".join(map(str, ForwardPattern))
+            raise ConfigError(f"BlockAdapter: forward_pattern is {pattern!r}; give one of {known}.")
     return patterns
 
 
@@ -309,11 +300,8 @@ def _is_list(blocks: Any) -> bool:
 def _discover(model: nn.Module, patterns: list[ForwardPattern]) -> list[tuple[nn.Module, ...]]:
     """The lists of the transformer whose blocks take the streams of the pattern."""
     wanted = {name for pattern in patterns for name in pattern.slots if name is not None}
-    found = [
-        tuple(part)
-        for _, part in model.named_children()
-        if isinstance(part, nn.ModuleList) and len(part) > 1 and wanted <= set(parameters_of(part[0]))
-    ]
+    lists = [tuple(part) for part in model.children() if isinstance(part, nn.ModuleList)]
+    found = [members for members in lists if len(members) > 1 and wanted <= {*parameters_of(members[0])}]
     row = row_of(type(model))
     if not found and row is not None:
         found = [flow.members(model) for flow in row.lists if flow.members(model)]
@@ -332,12 +320,12 @@ def _flow(model: nn.Module, members: tuple[nn.Module, ...], pattern: ForwardPatt
     version is no error for a class that is known.
     """
     row, name = row_of(type(model)), plain_class(model).__name__
-    known = [] if row is None else [flow for flow in row.lists if flow.members(model) == members]
     # A class derived from a known one, or one with blocks of its own, may differ from the row.
     genuine = all(type(part).__module__.startswith("diffusers.") for part in (model, *members))
-    if row is None or not known or name != row.name or not genuine:
+    known = row.lists if row is not None and row.name == name and genuine else ()
+    flow = next((flow for flow in known if flow.members(model) == members), None)
+    if flow is None:
         return _flow_by_hand(model, members, pattern)
-    flow = known[0]
     if not _agree(flow, pattern):
         streams = ", ".join(stream or "a side output" for stream in flow.continues)
         warnings.warn(
