@@ -11,9 +11,12 @@ import diffusers.models.controlnets
 import diffusers.models.transformers
 import pytest
 from tiny.models import TINY_MODELS
+from torch import nn
 
+import cache_dit
 from cache_dit.caching.models.rows import ROWS
 from cache_dit.caching.models.unsupported import UNSUPPORTED
+from cache_dit.errors import UnsupportedModelError
 
 # Beside the two packages that are all denoisers.
 ELSEWHERE = {"UVit2DModel"}
@@ -49,3 +52,9 @@ def test_no_reason_outlives_its_class() -> None:
 @pytest.mark.parametrize("name", sorted(row.name for row in ROWS))
 def test_every_row_has_a_tiny_model(name: str) -> None:
     assert any(tiny.name == name for tiny in TINY_MODELS)
+
+
+def test_the_reason_is_told() -> None:
+    kind = type("RFD4ProteinaTransformer", (nn.Module,), {})
+    with pytest.raises(UnsupportedModelError, match="is not supported, because it runs its layers several"):
+        cache_dit.enable_cache(kind())

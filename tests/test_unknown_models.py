@@ -907,3 +907,28 @@ def test_a_wrong_pattern_of_a_patched_model_leaves_no_patch() -> None:
 def test_a_functor_must_say_what_it_does() -> None:
     with pytest.raises(TypeError, match="abstract"):
         PatchFunctor()  # type: ignore[abstract]
+
+
+class _Delta(nn.Module):
+    """The loop adds what the blocks return to a stream that they never return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.SiLU()) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x * 2)
+        return x
+
+
+def test_a_stream_that_blocks_do_not_return_is_found_out() -> None:
+    torch.manual_seed(0)
+    model, x = _Delta(), torch.randn(1, 3, 8)
+    expected = model(x)
+    cache_dit.enable_cache(BlockAdapter(transformer=model, auto=True))
+    with pytest.raises(UnsupportedModelError, match=r"auto found layers in _Delta, .* differs by \d+%"):
+        model(x)
+    # It is as it was.
+    assert type(model) is _Delta
+    assert torch.equal(model(x), expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -60,13 +61,7 @@ def observe(lists: Lists, call: Callable[..., Any], args: Arguments, kwargs: Key
     runs: list[Any] = [*watches]
     token = current_frame.set(Frame(slots, runs))
     try:
-        # The forward is run again: what it draws or takes out of a container must be there once more.
-        given: tuple[Arguments, Keywords] = tree_map(lambda value: value, (args, kwargs))
-        with (
-            torch.no_grad(),
-            torch.random.fork_rng({part.device for part in lists.model.parameters() if part.is_cuda}),
-        ):
-            call(lists.model, *given[0], **given[1])
+        undisturbed(lists.model, partial(call, lists.model), args, kwargs)
     finally:
         current_frame.reset(token)
     flows = _flows(list(dict.fromkeys(trace)))
@@ -78,6 +73,14 @@ def observe(lists: Lists, call: Callable[..., Any], args: Arguments, kwargs: Key
         blocks=tuple(flow.members(lists.model) if flow.along else members for members, flow in seen),
         flows=tuple(flow for _, flow in seen),
     )
+
+
+def undisturbed(model: nn.Module, call: Callable[..., Any], args: Arguments, kwargs: Keywords) -> Any:
+    """A forward that will be run again: what it draws or takes out of a container is there once more."""
+    given: tuple[Arguments, Keywords] = tree_map(lambda value: value, (args, kwargs))
+    devices = {part.device for part in model.parameters() if part.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        return call(*given[0], **given[1])
 
 
 def path_of(model: nn.Module, members: tuple[nn.Module, ...]) -> str:

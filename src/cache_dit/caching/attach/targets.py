@@ -20,6 +20,7 @@ from cache_dit.caching.block_adapters.register import BlockAdapterRegister
 from cache_dit.caching.forward_pattern import ENCODER, HIDDEN, ForwardPattern
 from cache_dit.caching.models.row import BlockList
 from cache_dit.caching.models.rows import known_names, row_of
+from cache_dit.caching.models.unsupported import UNSUPPORTED
 from cache_dit.errors import ConfigError, PatternError, UnsupportedModelError, nearest
 
 
@@ -185,6 +186,8 @@ def _is_denoiser(model: nn.Module) -> bool:
 
 def _unknown(model: nn.Module) -> UnsupportedModelError:
     name = plain_class(model).__name__
+    if name in UNSUPPORTED:
+        return UnsupportedModelError(f"{name} is not supported, because {UNSUPPORTED[name]}.")
     near = nearest(name, known_names())
     hint = f"; the nearest known class is {near}" if near else ""
     lists = [path for path, part in model.named_children() if isinstance(part, nn.ModuleList)]
