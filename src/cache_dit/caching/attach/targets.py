@@ -19,7 +19,7 @@ from cache_dit.caching.block_adapters.adapter import BlockAdapter
 from cache_dit.caching.block_adapters.register import BlockAdapterRegister
 from cache_dit.caching.forward_pattern import ENCODER, HIDDEN, ForwardPattern
 from cache_dit.caching.models.row import BlockList
-from cache_dit.caching.models.rows import known_names, row_of
+from cache_dit.caching.models.rows import ROWS, row_of
 from cache_dit.caching.models.unsupported import UNSUPPORTED
 from cache_dit.errors import ConfigError, PatternError, UnsupportedModelError, nearest
 
@@ -188,7 +188,7 @@ def _unknown(model: nn.Module) -> UnsupportedModelError:
     name = plain_class(model).__name__
     if name in UNSUPPORTED:
         return UnsupportedModelError(f"{name} is not supported, because {UNSUPPORTED[name]}.")
-    near = nearest(name, known_names())
+    near = nearest(name, [row.name for row in ROWS])
     hint = f"; the nearest known class is {near}" if near else ""
     lists = [path for path, part in model.named_children() if isinstance(part, nn.ModuleList)]
     declare = DECLARE.format(path=lists[0] if lists else "...", pattern="Pattern_1")

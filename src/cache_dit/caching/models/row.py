@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import nn
 
-Bypass = Callable[[Mapping[str, Any]], bool]
-
 
 @dataclass(frozen=True, slots=True)
 class BlockList:
@@ -57,11 +55,11 @@ class BlockList:
 
     def members(self, model: nn.Module) -> tuple[nn.Module, ...]:
         """The blocks of a model in the order in which they run; none where the model has no such list."""
-        blocks = _list_at(model, self.path)
+        blocks = modules_at(model, self.path)
         if self.made_of is not None and any(type(block).__name__ != self.made_of for block in blocks):
             return ()
         if self.along is not None:
-            pairs = zip(blocks, _list_at(model, self.along), strict=True)
+            pairs = zip(blocks, modules_at(model, self.along), strict=True)
             return tuple(block for pair in pairs for block in pair)
         return blocks[_place(model, self.start, len(blocks)) : _place(model, self.stop, len(blocks))]
 
@@ -105,7 +103,7 @@ class Row:
     timestep: str | None = "timestep"
     joined: bool = False
     last_within_first: bool = False
-    bypass: Bypass | None = None
+    bypass: Callable[[Mapping[str, Any]], bool] | None = None
     controls: tuple[str, ...] = ()
     muted: tuple[str, ...] = ()
     on_request: bool = False
@@ -123,7 +121,7 @@ def row(
     muted: str = "",
     **details: Any,
 ) -> Row:
-    """`Row` in the short form of the files of rows: several names stand in one string.
+    """`Row` in short form: several names stand in one string.
 
     Where no pipelines are said, their names begin like that of the class, up to "Transformer".
     """
@@ -145,7 +143,7 @@ def modules_at(model: nn.Module, path: str) -> tuple[nn.Module, ...]:
         found = model.get_submodule(path)
     except AttributeError:
         return ()
-    return tuple(found) if isinstance(found, nn.ModuleList) else (found,)
+    return tuple(found) if isinstance(found, (nn.ModuleList, nn.Sequential)) else (found,)
 
 
 def _place(model: Any, name: str | None, count: int) -> int | None:
@@ -154,10 +152,3 @@ def _place(model: Any, name: str | None, count: int) -> int | None:
         return None
     place: int = model.config[name.removeprefix("-")]
     return count - place if name.startswith("-") else place
-
-
-def _list_at(model: nn.Module, path: str) -> tuple[nn.Module, ...]:
-    try:
-        return tuple(model.get_submodule(path))  # type: ignore[arg-type]  # a ModuleList
-    except AttributeError:
-        return ()
