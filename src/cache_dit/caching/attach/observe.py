@@ -17,7 +17,7 @@ from cache_dit.caching.engine.forward import Frame, current_frame
 from cache_dit.caching.engine.plan import Slot
 from cache_dit.caching.engine.ports import Arguments, Keywords
 from cache_dit.caching.forward_pattern import HIDDEN
-from cache_dit.caching.models.row import BlockList
+from cache_dit.caching.models.row import LISTS, BlockList
 from cache_dit.errors import ConfigError, UnsupportedModelError
 
 DECLARE = """Declare its blocks:
@@ -91,7 +91,7 @@ def path_of(model: nn.Module, members: tuple[nn.Module, ...]) -> str:
     """
     path: str
     for path, part in model.named_modules():
-        if isinstance(part, (nn.ModuleList, nn.Sequential)) and any(child is members[0] for child in part):
+        if isinstance(part, LISTS) and any(child is members[0] for child in part):
             return path
     raise ConfigError(
         f"BlockAdapter: {type(members[0]).__name__} is no part of {type(model).__name__}; give the blocks of "
@@ -118,7 +118,7 @@ def _flows(reached: list[_Watch]) -> dict[_Watch, BlockList]:
 def _candidates(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
     """The outermost lists of blocks; what lies within a block is a part of it."""
     for child in module.children():
-        if isinstance(child, (nn.ModuleList, nn.Sequential)) and _is_block_list(tuple(child)):
+        if isinstance(child, LISTS) and _is_block_list(tuple(child)):
             yield tuple(child)
         else:
             yield from _candidates(child)

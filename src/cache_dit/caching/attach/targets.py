@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import repeat
+from types import NoneType
 from typing import Any
 
 from torch import nn
@@ -18,7 +19,7 @@ from cache_dit.caching.attach.planning import Lists, parameters_of
 from cache_dit.caching.block_adapters.adapter import BlockAdapter
 from cache_dit.caching.block_adapters.register import BlockAdapterRegister
 from cache_dit.caching.forward_pattern import ENCODER, HIDDEN, ForwardPattern
-from cache_dit.caching.models.row import BlockList
+from cache_dit.caching.models.row import LISTS, BlockList
 from cache_dit.caching.models.rows import ROWS, row_of
 from cache_dit.caching.models.unsupported import UNSUPPORTED
 from cache_dit.errors import ConfigError, PatternError, UnsupportedModelError, nearest
@@ -36,20 +37,29 @@ def pipeline_of(target: Any) -> Any | None:
     return None if isinstance(target, nn.Module) else target
 
 
-def transformers_of(target: Any) -> list[nn.Module]:
-    """The transformers that the target means.
+def compiled_of(target: Any) -> list[nn.Module]:
+    """Those of the transformers that were given as what `torch.compile` returned."""
+    return [model for model in _meant_or_cached(target) if uncompiled(model) is not model]
+
+
+def cached_models(target: Any) -> list[nn.Module]:
+    """The transformers and ControlNets of a target that are cached, or what it means where none is.
 
     Raises:
         UnsupportedModelError: It is no pipeline, transformer or adapter, or has no known transformer.
     """
-    return [uncompiled(model) for model in _as_given(target)]
+    models = list(map(uncompiled, _meant_or_cached(target)))
+    # Once each: what was compiled is found in its wrapper and by itself.
+    return list(dict.fromkeys(model for model in models if attachment_of(model) is not None)) or models
 
 
-def compiled_of(target: Any) -> list[nn.Module]:
-    """Those of the transformers that were given as what `torch.compile` returned."""
+def _meant_or_cached(target: Any) -> list[nn.Module]:
+    """What is meant, and what is cached beside it in a pipeline: a ControlNet, alone or among several."""
     target = declared_by(target)
-    given = (*_as_given(target), *_cached_by_themselves(target))
-    return [model for model in given if uncompiled(model) is not model]
+    modules = [one for part in _parts(pipeline_of(target)).values() for one in part.modules()]
+    cached = [module for module in modules if attachment_of(uncompiled(module)) is not None]
+    beside = [module for module in cached if not _is_denoiser(uncompiled(module))]
+    return [*_as_given(target), *beside]
 
 
 def _as_given(target: Any) -> list[nn.Module]:
@@ -71,18 +81,6 @@ def _as_given(target: Any) -> list[nn.Module]:
     return list(models)
 
 
-def cached_models(target: Any) -> list[nn.Module]:
-    """The transformers and ControlNets of a target that are cached, or what it means where none is.
-
-    Raises:
-        UnsupportedModelError: It is no pipeline, transformer or adapter, or has no known transformer.
-    """
-    target = declared_by(target)
-    models = [*transformers_of(target), *map(uncompiled, _cached_by_themselves(target))]
-    # Once each: what was compiled is found in its wrapper and by itself.
-    return list(dict.fromkeys(model for model in models if attachment_of(model) is not None)) or models
-
-
 def declared_by(target: Any) -> Any:
     """The adapter of a pipeline for which a user registered one, or the target itself."""
     return target if isinstance(target, nn.Module) else adapter_of(target) or target
@@ -98,7 +96,7 @@ def adapter_of(target: Any) -> BlockAdapter | None:
 
 @contextmanager
 def patched(adapter: BlockAdapter | None) -> Iterator[dict[nn.Module, Patch]]:
-    """What an adapter's functor changes on its transformers; taken back if the block raises.
+    """What an adapter's functor changes on transformers not cached yet; taken back if the block raises.
 
     Raises:
         ConfigError: A transformer is cached already, without this functor.
@@ -108,25 +106,20 @@ def patched(adapter: BlockAdapter | None) -> Iterator[dict[nn.Module, Patch]]:
         yield {}
         return
     fresh: dict[nn.Module, Patch] = {}
-    kept: dict[nn.Module, Patch] = {}
-    try:
-        for model in transformers_of(adapter):
+    with ExitStack() as undo:
+        for model in map(uncompiled, _as_given(adapter)):
             attached = attachment_of(model)
             if attached is None:
                 fresh[model] = apply_patch(functor, model)
-            elif attached.patch is not None and type(attached.patch.functor) is type(functor):
-                kept[model] = attached.patch
-            else:
+                undo.callback(fresh[model].undo)
+            elif attached.patch is None or type(attached.patch.functor) is not type(functor):
                 raise ConfigError(
                     f"BlockAdapter: patch_functor is a {type(functor).__name__} but "
                     f"{plain_class(model).__name__} is cached already without it; call "
                     "cache_dit.disable_cache first."
                 )
-        yield fresh | kept
-    except BaseException:
-        for patch in fresh.values():
-            patch.undo()
-        raise
+        yield fresh
+        undo.pop_all()
 
 
 def lists_of(target: Any) -> list[Lists]:
@@ -139,8 +132,8 @@ def lists_of(target: Any) -> list[Lists]:
     """
     adapter = adapter_of(target)
     if adapter is None:
-        return [_lists_by_row(model) for model in transformers_of(target)]
-    models = transformers_of(adapter)
+        return [_lists_by_row(uncompiled(model)) for model in _as_given(target)]
+    models = list(map(uncompiled, _as_given(adapter)))
     several = adapter.transformer is not None and not isinstance(adapter.transformer, nn.Module)
     blocks, names, patterns = (
         _per_model(name, getattr(adapter, name), len(models), several)
@@ -154,14 +147,6 @@ def _parts(pipe: Any) -> dict[str, nn.Module]:
     parts = getattr(pipe, "components", None)
     parts = parts if isinstance(parts, dict) else getattr(pipe, "__dict__", {})
     return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
-
-
-def _cached_by_themselves(target: Any) -> list[nn.Module]:
-    """What is cached of a pipeline although it does not mean it: a ControlNet, alone or among several."""
-    pipe = pipeline_of(target)
-    modules = [] if pipe is None else [one for part in _parts(pipe).values() for one in part.modules()]
-    cached = [module for module in modules if attachment_of(uncompiled(module)) is not None]
-    return [module for module in cached if not _is_denoiser(uncompiled(module))]
 
 
 def _known_components(pipe: Any) -> list[nn.Module]:
@@ -252,36 +237,41 @@ def _patterns(given: Any) -> list[ForwardPattern]:
 
 def _members(model: nn.Module, blocks: Any, names: Any) -> list[tuple[nn.Module, ...]]:
     """The blocks of each list that an adapter gives or names; none where it does neither."""
-    if names is not None:
-        if not isinstance(names, (str, list, tuple)):
-            raise ConfigError(
-                f"BlockAdapter: blocks_name is of type {type(names).__name__}; give the path of a list of "
-                "blocks, or several."
-            )
-        named = [_list_named(model, name) for name in ([names] if isinstance(names, str) else names)]
-        if blocks is not None and _members(model, blocks, None) != named:
-            raise ConfigError(
-                f"BlockAdapter: blocks are not those at blocks_name {names!r}; give one of the two."
-            )
-        return named
-    if blocks is None:
-        return []
     lists = [blocks] if _is_list(blocks) else blocks
-    if not isinstance(lists, (list, tuple)) or not lists or not all(_is_list(members) for members in lists):
+    if blocks is None:
+        lists = []
+    elif not isinstance(lists, (list, tuple)) or not lists or not all(map(_is_list, lists)):
         raise ConfigError(
             f"BlockAdapter: blocks is of type {type(blocks).__name__}; give a ModuleList of at least one "
             "block, or a list of several."
         )
-    return [tuple(members) for members in lists]
+    if not isinstance(names, (str, list, tuple, NoneType)):
+        raise ConfigError(
+            f"BlockAdapter: blocks_name is of type {type(names).__name__}; give the path of a list of "
+            "blocks, or several."
+        )
+    given = [tuple(members) for members in lists]
+    named = [_list_named(model, name) for name in ([names] if isinstance(names, str) else names or ())]
+    if given and named and given != named:
+        raise ConfigError(
+            f"BlockAdapter: blocks are not those at blocks_name {names!r}; give one of the two."
+        )
+    return given or named
+
+
+def _is_list(blocks: Any) -> bool:
+    if isinstance(blocks, LISTS):
+        return len(blocks) > 0
+    members = blocks if isinstance(blocks, Sequence) else ()
+    each = [isinstance(block, nn.Module) and not isinstance(block, nn.ModuleList) for block in members]
+    return all(each) and len(each) > 0
 
 
 def _list_named(model: nn.Module, name: Any) -> tuple[nn.Module, ...]:
-    found = dict(model.named_modules()).get(name)
-    if isinstance(found, (nn.ModuleList, nn.Sequential)) and len(found) > 0:
-        return tuple(found)
-    known = [
-        path for path, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) > 1
-    ]
+    lists = {path: part for path, part in model.named_modules() if isinstance(part, LISTS) and len(part) > 0}
+    if name in lists:
+        return tuple(lists[name])
+    known = [path for path, part in lists.items() if isinstance(part, nn.ModuleList) and len(part) > 1]
     hint = nearest(str(name), known)
     meant = f"Did you mean {hint!r}?" if hint else f"Its lists are {', '.join(known) or 'none'}."
     raise ConfigError(
@@ -290,24 +280,13 @@ def _list_named(model: nn.Module, name: Any) -> tuple[nn.Module, ...]:
     )
 
 
-def _is_list(blocks: Any) -> bool:
-    if isinstance(blocks, (nn.ModuleList, nn.Sequential)):
-        return len(blocks) > 0
-    return (
-        isinstance(blocks, Sequence)
-        and len(blocks) > 0
-        and all(isinstance(block, nn.Module) and not isinstance(block, nn.ModuleList) for block in blocks)
-    )
-
-
 def _discover(model: nn.Module, patterns: list[ForwardPattern]) -> list[tuple[nn.Module, ...]]:
-    """The lists of the transformer whose blocks take the streams of the pattern."""
+    """The lists of the transformer whose blocks take the streams of the pattern, or those of its row."""
     wanted = {name for pattern in patterns for name in pattern.slots if name is not None}
     lists = [tuple(part) for part in model.children() if isinstance(part, nn.ModuleList)]
     found = [members for members in lists if len(members) > 1 and wanted <= {*parameters_of(members[0])}]
-    row = row_of(type(model))
-    if not found and row is not None:
-        found = [flow.members(model) for flow in row.lists if flow.members(model)]
+    if not found and row_of(type(model)) is not None:
+        return list(_lists_by_row(model).blocks)
     if not found:
         raise UnsupportedModelError(
             f"auto found no block list in {plain_class(model).__name__} whose blocks take "

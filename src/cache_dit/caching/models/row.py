@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import nn
 
+LISTS = (nn.ModuleList, nn.Sequential)
+"""What may hold the blocks of a model."""
+
 
 @dataclass(frozen=True, slots=True)
 class BlockList:
@@ -143,7 +146,7 @@ def modules_at(model: nn.Module, path: str) -> tuple[nn.Module, ...]:
         found = model.get_submodule(path)
     except AttributeError:
         return ()
-    return tuple(found) if isinstance(found, (nn.ModuleList, nn.Sequential)) else (found,)
+    return tuple(found) if isinstance(found, LISTS) else (found,)
 
 
 def _place(model: Any, name: str | None, count: int) -> int | None:
