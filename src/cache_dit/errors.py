@@ -8,15 +8,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = [
-    "CacheDiTError",
-    "ConfigError",
-    "ConfigTypeError",
-    "EngineError",
-    "PatternError",
-    "UnsupportedModelError",
-]
-
 
 class CacheDiTError(Exception):
     """Base of all errors of this package."""

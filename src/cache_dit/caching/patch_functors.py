@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["PatchFunctor"]
-
 
 class PatchFunctor(ABC):
     """Changes one transformer so that its blocks can be cached; given as `BlockAdapter(patch_functor=...)`.

@@ -50,21 +50,13 @@ class Attachment:
         return dataclasses.replace(made, choose=later, patch=self.patch)
 
     def settled(self, lists: Lists) -> Attachment:
-        """The same for the lists that the first forward has shown.
-
-        Raises:
-            ConfigError: An option does not fit the model.
-        """
+        """The same for the lists that the first forward has shown."""
         settings = self.choose(lists) if self.choose else self.settings
         made = attachment(lists, settings, shares_run=self.shares_run)
         return dataclasses.replace(made, replaced=self.replaced, patch=self.patch)
 
     def of(self, request: Request) -> Attachment:
-        """What is in force for a request: this, or the same under the request's own configuration.
-
-        Raises:
-            ConfigError: An option of the request does not fit the model.
-        """
+        """What is in force for a request: this, or the same under the request's own configuration."""
         if not request.configured:
             return self
         own: Attachment | None = request.attachments.get(self)
@@ -95,11 +87,7 @@ def attachment(
 ) -> Attachment:
     """Check the settings against the model and make its session; the model is not touched.
 
-    Args:
-        lists: What is cached.
-        settings: One for all lists, or one for each.
-        shares_run: Other transformers take part in the run.
-        live: The runs that count against the limit of this model; None: there are none yet.
+    `live` are the runs that count against the limit of this model; None: there are none yet.
 
     Raises:
         ConfigError: An option does not fit the model.

@@ -30,12 +30,17 @@ DECLARE = """Declare its blocks:
     )"""
 
 
-def undeclared(model: nn.Module, chosen: tuple[tuple[nn.Module, ...], ...] = ()) -> Lists:
-    """Lists whose data flow is still to be seen: those chosen, or all that may be block lists.
+def way_out(path: str, *, bare: bool) -> str:
+    """What can be done about a list that cannot be cached as it is."""
+    declare = DECLARE.format(path=path, pattern="Pattern_3" if bare else "Pattern_1")
+    return (
+        "A patch_functor can change what stands in the way, see cache_dit.PatchFunctor; where you know the "
+        f"streams, say them. {declare}"
+    )
 
-    Raises:
-        UnsupportedModelError: The model has none.
-    """
+
+def undeclared(model: nn.Module, chosen: tuple[tuple[nn.Module, ...], ...] = ()) -> Lists:
+    """Lists whose data flow is still to be seen: those chosen, or all that may be block lists."""
     blocks = chosen or tuple(_candidates(model))
     if not blocks:
         raise UnsupportedModelError(
@@ -46,11 +51,7 @@ def undeclared(model: nn.Module, chosen: tuple[tuple[nn.Module, ...], ...] = ())
 
 
 def observe(lists: Lists, call: Callable[..., Any], args: Arguments, kwargs: Keywords) -> Lists:
-    """Run one uncached forward and return the lists that can be cached, with the flow that was seen.
-
-    Raises:
-        UnsupportedModelError: There is none among them.
-    """
+    """The lists that can be cached, one at least, with their flow as one uncached forward shows it."""
     trace: list[_Watch] = []
     watches = [_Watch(path_of(lists.model, members), members, trace) for members in lists.blocks]
     slots = {
@@ -84,11 +85,7 @@ def undisturbed(model: nn.Module, call: Callable[..., Any], args: Arguments, kwa
 
 
 def path_of(model: nn.Module, members: tuple[nn.Module, ...]) -> str:
-    """The attribute path of the list that has these blocks.
-
-    Raises:
-        ConfigError: The model has no such list.
-    """
+    """The attribute path of the list that has these blocks."""
     path: str
     for path, part in model.named_modules():
         if isinstance(part, LISTS) and any(child is members[0] for child in part):
@@ -170,13 +167,13 @@ class _Watch:
         self._compare(received)
         self._received, self._count = received, self._count + 1
         # The second block: some models give the first one no residual yet.
-        tensors = {name: value for name, value in received.items() if _is_stream(value)}
-        before = {name: value.clone() for name, value in tensors.items()} if slot.index == 1 else {}
+        streams = received if slot.index == 1 else {}
+        before = {name: value.clone() for name, value in streams.items() if _is_stream(value)}
         output = call(block, *args, **kwargs)
         self._written |= {
             name
             for name, value in before.items()
-            if not torch.allclose(tensors[name], value, rtol=0, atol=0, equal_nan=True)
+            if not torch.allclose(received[name], value, rtol=0, atol=0, equal_nan=True)
         }
         self._take(output)
         return output
@@ -294,9 +291,7 @@ def _nothing_to_cache(lists: Lists, watches: list[_Watch]) -> UnsupportedModelEr
         f"({', '.join(parameters_of(watch.members[0]))}): {watch.fact or 'not run by the forward'}"
         for watch in watches
     )
-    pattern = "Pattern_3" if watches[0].bare else "Pattern_1"
     return UnsupportedModelError(
         f"auto found no block list in {lists.name} that can be cached. Its first forward showed:\n{seen}\n"
-        "A patch_functor can change what stands in the way, see cache_dit.PatchFunctor; where you know the "
-        f"streams, say them. {DECLARE.format(path=watches[0].path, pattern=pattern)}"
+        f"{way_out(watches[0].path, bare=bool(watches[0].bare))}"
     )

@@ -42,11 +42,7 @@ class Patch:
 
 
 def apply_patch(functor: PatchFunctor, model: nn.Module) -> Patch:
-    """Let a functor change a transformer; if that fails, nothing stays changed.
-
-    Raises:
-        ConfigError: The functor returned another object.
-    """
+    """Let a functor change a transformer; if it raises or returns another object, nothing stays changed."""
     modules = [(module, type(module), list(_tables(module))) for module in model.modules()]
     tables = [(table, dict(table)) for _, _, tables in modules for table in tables]
     returned: nn.Module | None = None

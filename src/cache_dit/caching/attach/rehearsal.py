@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from cache_dit.caching.attach.attachment import attachment
-from cache_dit.caching.attach.observe import DECLARE, undisturbed
+from cache_dit.caching.attach.observe import undisturbed, way_out
 from cache_dit.caching.attach.planning import Lists, Setting
 from cache_dit.caching.config import CalibratorConfig, DBCacheConfig
 from cache_dit.caching.engine.ports import Arguments, Keywords
@@ -24,12 +24,7 @@ _TOLERANCE = 0.05
 
 
 def rehearse(lists: Lists, call: Callable[..., Any], args: Arguments, kwargs: Keywords) -> None:
-    """Compute one forward and skip the same once more, with everything else as in a real run.
-
-    Raises:
-        UnsupportedModelError: The skipped one gives something else, so the forward carries more from block to
-            block than was seen.
-    """
+    """Compute one forward and skip the same once more, as in a real run: both must give the same."""
     session = attachment(lists, (Setting(_ALWAYS, CalibratorConfig()),), shares_run=False).session
     request = Request()
 
@@ -43,12 +38,10 @@ def rehearse(lists: Lists, call: Callable[..., Any], args: Arguments, kwargs: Ke
     )
     if not error <= _TOLERANCE:
         paths = " and ".join(flow.label for flow in lists.flows)
-        pattern = "Pattern_3" if lists.flows[0].bare else "Pattern_1"
         raise UnsupportedModelError(
             f"auto found {paths} in {lists.name}, but a forward that skips their blocks differs by "
             f"{error:.0%} from the computed one on the same input: the forward carries more from block to "
-            "block than they return. A patch_functor can change that, see cache_dit.PatchFunctor; where you "
-            f"know the streams, say them. {DECLARE.format(path=lists.flows[0].path, pattern=pattern)}"
+            f"block than they return. {way_out(lists.flows[0].path, bare=lists.flows[0].bare)}"
         )
 
 

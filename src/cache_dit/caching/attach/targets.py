@@ -43,11 +43,7 @@ def compiled_of(target: Any) -> list[nn.Module]:
 
 
 def cached_models(target: Any) -> list[nn.Module]:
-    """The transformers and ControlNets of a target that are cached, or what it means where none is.
-
-    Raises:
-        UnsupportedModelError: It is no pipeline, transformer or adapter, or has no known transformer.
-    """
+    """The transformers and ControlNets of a target that are cached, or what it means where none is."""
     models = list(map(uncompiled, _meant_or_cached(target)))
     # Once each: what was compiled is found in its wrapper and by itself.
     return list(dict.fromkeys(model for model in models if attachment_of(model) is not None)) or models
@@ -96,11 +92,7 @@ def adapter_of(target: Any) -> BlockAdapter | None:
 
 @contextmanager
 def patched(adapter: BlockAdapter | None) -> Iterator[dict[nn.Module, Patch]]:
-    """What an adapter's functor changes on transformers not cached yet; taken back if the block raises.
-
-    Raises:
-        ConfigError: A transformer is cached already, without this functor.
-    """
+    """What an adapter's functor changes on transformers not cached yet; taken back if the block raises."""
     functor = None if adapter is None else adapter.patch_functor
     if functor is None:
         yield {}
@@ -123,13 +115,7 @@ def patched(adapter: BlockAdapter | None) -> Iterator[dict[nn.Module, Patch]]:
 
 
 def lists_of(target: Any) -> list[Lists]:
-    """The block lists of every transformer that the target means.
-
-    Raises:
-        UnsupportedModelError: The class is not known and nothing is said of it.
-        ConfigError: The lists of an adapter have different lengths or are no block lists.
-        PatternError: The blocks cannot have the declared pattern.
-    """
+    """The block lists of every transformer that the target means, checked against the model."""
     adapter = adapter_of(target)
     if adapter is None:
         return [_lists_by_row(uncompiled(model)) for model in _as_given(target)]
