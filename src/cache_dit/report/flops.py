@@ -13,16 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from cache_dit.caching.attach.override import plain_class
 
-
-def _attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
-    del rest, out_shape, options
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]  # torch's own signature
-
-
 # torch counts 0 for its CPU attention kernel unless it is told.
-SDPA_MAPPING: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
-
-
+SDPA_MAPPING: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: int(
+        sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]  # torch's own signature
+    )
+}
 # Counting takes as long as some real steps of a small model, so counts are kept with their model.
 _counted: WeakKeyDictionary[nn.Module, dict[Any, tuple[int, ...] | None]] = WeakKeyDictionary()
 
@@ -43,17 +39,14 @@ def forward_flops(
     """
     modules = tuple(model.modules())
     leaves, structure = tree_flatten((args, kwargs))
-    inputs = (tuple(map(_kind, leaves)), str(structure), tuple(map(plain_class, modules)))
+    # What the count can depend on.
+    kinds = ((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
+    inputs = (tuple(kinds), str(structure), tuple(map(plain_class, modules)))
     known = _counted.setdefault(model, {})
     if inputs not in known:
         known[inputs] = _count(model, args, kwargs)
     flops = known[inputs]
     return None if flops is None else dict(zip(modules, flops, strict=True))
-
-
-def _kind(leaf: Any) -> Any:
-    """What the count can depend on, in one argument."""
-    return (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf)
 
 
 def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...] | None:

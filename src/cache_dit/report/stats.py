@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from itertools import cycle
 
 from torch import nn
 
@@ -86,9 +86,8 @@ def stats_of(attached: Attachment) -> list[CacheStats]:
     plan = session.plan
     leaders = [number for number, segment in enumerate(plan.segments) if segment.gate is not None]
     made = []
-    for place, number in enumerate(leaders):
+    for number, setting in zip(leaders, cycle(attached.settings), strict=False):
         members = [at for at, other in enumerate(plan.segments) if number in (at, other.leader)]
-        setting = attached.settings[place if len(attached.settings) > 1 else 0]
         steps = tuple(step for step in record.steps if step.segment == number)
         made.append(
             CacheStats(
@@ -100,22 +99,19 @@ def stats_of(attached: Attachment) -> list[CacheStats]:
                 steps=steps,
                 state_bytes=record.state_bytes,
                 flops=None if flops is None else flops[attached.lists.model],
-                flops_saved=_saved(attached, record, members, flops),
+                flops_saved=None if flops is None else _saved(attached, record, members, flops),
             )
         )
     return made
 
 
 def _saved(
-    attached: Attachment, record: RunRecord, members: list[int], flops: dict[nn.Module, Any] | None
+    attached: Attachment, record: RunRecord, members: list[int], flops: dict[nn.Module, int]
 ) -> float | None:
-    if flops is None:
-        return None
     segments = attached.session.plan.segments
-    skipped = 0
-    for step in record.steps:
-        if step.verdict.skip and step.segment in members:
-            segment = segments[step.segment]
-            skipped += sum(flops[block] for block in segment.blocks[segment.start : segment.stop])
+    skipped = [
+        segments[step.segment] for step in record.steps if step.verdict.skip and step.segment in members
+    ]
+    saved = sum(flops[block] for segment in skipped for block in segment.blocks[segment.start : segment.stop])
     whole = len(record.steps) // len(segments) * flops[attached.lists.model]
-    return skipped / whole if whole else None
+    return saved / whole if whole else None

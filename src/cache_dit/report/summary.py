@@ -69,46 +69,37 @@ def _text(stats: CacheStats, details: bool) -> str:
         f"FLOPs saved (estimated): {saved}; cache state: {stats.state_bytes / 2**20:.2f} MiB; "
         f"skipped steps are filled with {stats.forecaster}"
     )
-    columns = ["Branch", "Steps", "Cached Steps", *(f"Diffs {name}" for name in _POINTS)]
-    rows = [
-        [
-            name or "first call",
-            str(len(stats.of(place))),
-            str(len(stats.skipped(place))),
-            *_points(list(stats.changes(place).values())),
-        ]
-        for place, name in enumerate(stats.branches)
-    ]
-    tables = [[columns, *rows], *([_details(stats)] if details else [])]
+    runs: list[list[Any]] = [["Branch", "Steps", "Cached Steps", *(f"Diffs {name}" for name in _POINTS)]]
+    for place, name in enumerate(stats.branches):
+        counts = len(stats.of(place)), len(stats.skipped(place))
+        runs.append([name or "first call", *counts, *_points(stats.changes(place))])
+    tables = [runs, _details(stats)] if details else [runs]
     unnamed = 0 if any(stats.branches) else 1
-    return "\n\n".join([head, *(_table([row[unnamed:] for row in rows]) for rows in tables)])
+    return "\n\n".join([head, *(_table([row[unnamed:] for row in table]) for table in tables)])
 
 
-def _details(stats: CacheStats) -> list[list[str]]:
-    rows = [
-        [
-            step.branch or "first call",
-            str(step.step),
-            "cached" if step.verdict.skip else "computed",
-            "" if step.verdict.change is None else f"{step.verdict.change:.4f}",
-            step.verdict.reason.value,
-        ]
-        for step in stats.steps
-    ]
-    return [["Branch", "Step", "Blocks", "Diff", "Why"], *rows]
+def _details(stats: CacheStats) -> list[list[Any]]:
+    rows: list[list[Any]] = [["Branch", "Step", "Blocks", "Diff", "Why"]]
+    for branch, step, _, verdict in stats.steps:
+        change = "" if verdict.change is None else f"{verdict.change:.4f}"
+        blocks = "cached" if verdict.skip else "computed"
+        rows.append([branch or "first call", step, blocks, change, verdict.reason.value])
+    return rows
 
 
-def _points(changes: list[float]) -> list[str]:
+def _points(changes: dict[int, float]) -> list[str]:
     if not changes:
         return ["-"] * len(_POINTS)
     points = torch.tensor(list(_POINTS.values()), dtype=torch.float64)
-    return [f"{value:.3f}" for value in torch.tensor(changes, dtype=torch.float64).quantile(points).tolist()]
+    values = torch.tensor(list(changes.values()), dtype=torch.float64)
+    return [f"{value:.3f}" for value in values.quantile(points).tolist()]
 
 
-def _table(rows: list[list[str]]) -> str:
+def _table(rows: list[list[Any]]) -> str:
     """A markdown table with aligned columns, headed by the first row."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    head, *body = (list(map(str, row)) for row in rows)
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
     return "\n".join(
         "| " + " | ".join(map(str.ljust, row, widths)) + " |"
-        for row in [rows[0], ["-" * width for width in widths], *rows[1:]]
+        for row in [head, ["-" * width for width in widths], *body]
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -43,8 +42,10 @@ class Patch:
 
 def apply_patch(functor: PatchFunctor, model: nn.Module) -> Patch:
     """Let a functor change a transformer; if it raises or returns another object, nothing stays changed."""
-    modules = [(module, type(module), list(_tables(module))) for module in model.modules()]
-    tables = [(table, dict(table)) for _, _, tables in modules for table in tables]
+    modules = [(module, type(module)) for module in model.modules()]
+    # The attributes of a module, and what of them are tables themselves: parameters, children, hooks.
+    parts = [part for module, _ in modules for part in (vars(module), *vars(module).values())]
+    tables = [(part, dict(part)) for part in parts if isinstance(part, dict)]
     returned: nn.Module | None = None
     try:
         returned = functor.apply(model)
@@ -57,7 +58,7 @@ def apply_patch(functor: PatchFunctor, model: nn.Module) -> Patch:
                 for name in before | table
                 if before.get(name, _ABSENT) is not table.get(name, _ABSENT)
             ),
-            tuple((module, kind, type(module)) for module, kind, _ in modules if type(module) is not kind),
+            tuple((module, kind, type(module)) for module, kind in modules if type(module) is not kind),
         )
         if returned is not model:
             patch.undo()
@@ -67,9 +68,3 @@ def apply_patch(functor: PatchFunctor, model: nn.Module) -> Patch:
             f"the {type(model).__name__} that it was given and return that."
         )
     return patch
-
-
-def _tables(module: nn.Module) -> Iterator[_Table]:
-    """The attributes of a module, and what of them are tables themselves: parameters, children, hooks."""
-    yield vars(module)
-    yield from (value for value in vars(module).values() if isinstance(value, dict))
