@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator
 from enum import Enum
+from itertools import cycle
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -14,6 +15,7 @@ from cache_dit.api import attachments_of
 from cache_dit.caching.attach.attachment import Attachment
 from cache_dit.caching.attach.override import is_covered
 from cache_dit.caching.attach.targets import compiled_of, uncompiled
+from cache_dit.caching.config import BasicCacheConfig
 from cache_dit.caching.maths.gates import Reason
 from cache_dit.report.flops import forward_flops
 from cache_dit.report.stats import CacheStats, stats_of
@@ -75,33 +77,19 @@ def diagnose(pipe_or_adapter: Any, logging: bool = True) -> list[Finding]:
         >>> cache_dit.diagnose(pipe)
         FluxTransformer2DModel: never cached: residual_diff_threshold is 0.01 but the smallest change ...
     """
-    compiled = {id(uncompiled(model)) for model in compiled_of(pipe_or_adapter)}
-    found: list[Finding] = []
-    for attached in attachments_of(pipe_or_adapter):
-        found += _findings(attached, stats_of(attached), compiled=id(attached.lists.model) in compiled)
+    compiled = set(map(uncompiled, compiled_of(pipe_or_adapter)))
+    found = [
+        Finding(problem, attached.lists.name, text)
+        for attached in attachments_of(pipe_or_adapter)
+        for problem, text in _findings(attached, compiled=attached.lists.model in compiled)
+    ]
     if logging:
         print("\n".join(map(str, found)) or "Nothing is wrong: steps are cached as configured.")
     return found
 
 
-def _findings(attached: Attachment, stats: list[CacheStats], *, compiled: bool) -> list[Finding]:
-    """The findings of one transformer from its statistics; `compiled`: `torch.compile` returned it."""
-    found = [*_of_model(attached, compiled)]
-    if not stats:
-        found.append((Problem.NOT_RUN, "no forward since enable_cache; run the pipeline, then ask again."))
-    for number, entry in enumerate(stats):
-        setting = attached.settings[number if len(attached.settings) > 1 else 0]
-        where = f"{' + '.join(entry.lists)}: " if len(stats) > 1 else ""
-        found += [(problem, where + text) for problem, text in _of_steps(entry, setting.cache)]
-    if stats:
-        found += [*_of_branches(attached, stats[0]), *_of_lists(attached)]
-    return [Finding(problem, attached.lists.name, text) for problem, text in found]
-
-
-_Found = tuple[Problem, str]
-
-
-def _of_model(attached: Attachment, compiled: bool) -> Iterator[_Found]:
+def _findings(attached: Attachment, *, compiled: bool) -> Iterator[tuple[Problem, str]]:
+    """The findings of one transformer; `compiled`: `torch.compile` returned it."""
     model: Any = attached.lists.model
     if compiled or getattr(model, "_compiled_call_impl", None) is not None:
         yield Problem.COMPILED, _COMPILED
@@ -113,28 +101,37 @@ def _of_model(attached: Attachment, compiled: bool) -> Iterator[_Found]:
     if attached.replaced is not None:
         now = attached.strify()
         yield Problem.REPLACED, f"enable_cache was called again: {now} took the place of {attached.replaced}."
-
-
-def _of_steps(stats: CacheStats, cache: Any) -> Iterator[_Found]:
-    if stats.cached_steps or stats.cfg_cached_steps:
+    stats = stats_of(attached)
+    if not stats:
+        yield Problem.NOT_RUN, "no forward since enable_cache; run the pipeline, then ask again."
         return
+    for entry, setting in zip(stats, cycle(attached.settings), strict=False):
+        if not entry.cached_steps and not entry.cfg_cached_steps:
+            problem, text = _never_cached(entry, setting.cache)
+            yield problem, text if len(stats) == 1 else f"{' + '.join(entry.lists)}: {text}"
+    if text := _mixed_branches(attached, stats[0]):
+        yield Problem.BRANCHES, text
+    yield from ((Problem.NOT_COVERED, text) for text in _uncovered(attached))
+
+
+def _never_cached(stats: CacheStats, cache: BasicCacheConfig) -> tuple[Problem, str]:
     steps, changes = stats.of(0), list(stats.changes(0).values())
     reason, count = Counter(step.verdict.reason for step in steps[1:] or steps).most_common(1)[0]
-    if reason is Reason.OFF:
-        yield (
-            Problem.NEVER_CACHED,
-            "residual_diff_threshold is 0, so every step is computed; start with 0.08.",
-        )
-    elif cache.max_warmup_steps >= len(steps) and reason is Reason.WARMUP:
+    if cache.max_warmup_steps >= len(steps) and reason is Reason.WARMUP:
         fact = f"max_warmup_steps is {cache.max_warmup_steps} but the run has {len(steps)} steps"
-        yield Problem.WARMUP, f"{fact}; give {max(1, len(steps) // 4)}."
+        return Problem.WARMUP, f"{fact}; give {max(1, len(steps) // 4)}."
+    if reason is Reason.OFF:
+        text = "residual_diff_threshold is 0, so every step is computed; start with 0.08."
     elif changes and min(changes) >= cache.residual_diff_threshold:
-        threshold = f"residual_diff_threshold is {cache.residual_diff_threshold:g}"
-        fact = f"{threshold} but the smallest change seen is {min(changes):.3g}"
-        yield Problem.NEVER_CACHED, f"{fact}; {_better(statistics.median(changes))}"
+        text = (
+            f"residual_diff_threshold is {cache.residual_diff_threshold:g} but the smallest change seen is "
+            f"{min(changes):.3g}; {_better(statistics.median(changes))}"
+        )
     else:
-        share = f"{count} of {len(steps)} steps were computed because of this: {reason.value}."
-        yield Problem.NEVER_CACHED, f"{share} {_ADVICE[reason]}"
+        text = (
+            f"{count} of {len(steps)} steps were computed because of this: {reason.value}. {_ADVICE[reason]}"
+        )
+    return Problem.NEVER_CACHED, text
 
 
 def _better(median: float) -> str:
@@ -165,31 +162,29 @@ _ADVICE = dict.fromkeys(Reason, "See summary(pipe, details=True).") | {
 }
 
 
-def _of_branches(attached: Attachment, stats: CacheStats) -> Iterator[_Found]:
+def _mixed_branches(attached: Attachment, stats: CacheStats) -> str:
     record, calls = attached.session.latest, attached.session.plan.calls_per_step
     total = None if record is None else record.total_steps
-    taken = len(stats.steps)
+    taken, branches = len(stats.steps), stats.branches
     if (total, calls) == (taken / 2, 1):
-        yield (
-            Problem.BRANCHES,
+        return (
             f"{taken} forwards in a run of {total} steps were taken for one branch, so the conditional and "
-            "the unconditional one are mixed; set enable_separate_cfg=True.",
+            "the unconditional one are mixed; set enable_separate_cfg=True."
         )
-    elif (total, calls) == (taken, 2):
-        yield (
-            Problem.BRANCHES,
+    if (total, calls) == (taken, 2):
+        return (
             f"enable_separate_cfg is True but there was one forward a step in a run of {total}, so every "
-            "other step was taken for the other branch; set enable_separate_cfg=False.",
+            "other step was taken for the other branch; set enable_separate_cfg=False."
         )
-    elif calls is None and len(stats.branches) > 1 and not all(map(str.isidentifier, stats.branches)):
-        yield (
-            Problem.BRANCHES,
-            f"the {len(stats.branches)} forwards of a step are not named and told apart by their order; set "
-            "enable_separate_cfg=True, or name them: with transformer.cache_context('cond').",
+    if calls is None and len(branches) > 1 and not all(map(str.isidentifier, branches)):
+        return (
+            f"the {len(branches)} forwards of a step are not named and told apart by their order; set "
+            "enable_separate_cfg=True, or name them: with transformer.cache_context('cond')."
         )
+    return ""
 
 
-def _of_lists(attached: Attachment) -> Iterator[_Found]:
+def _uncovered(attached: Attachment) -> Iterator[str]:
     model, example = attached.lists.model, attached.session.example
     flops = None if example is None else forward_flops(model, *example)
     if flops is None or not flops[model]:
@@ -202,7 +197,6 @@ def _of_lists(attached: Attachment) -> Iterator[_Found]:
         share = sum(flops[block] for block in part) / flops[model]
         if share >= _NOTABLE_SHARE:
             yield (
-                Problem.NOT_COVERED,
                 f"{path} takes {share:.0%} of the FLOPs and is not cached; declare it too: "
-                "BlockAdapter(transformer=..., blocks=[...]).",
+                "BlockAdapter(transformer=..., blocks=[...])."
             )
