@@ -10,17 +10,10 @@ from typing import Any, TypeVar
 from cache_dit.caching.attach.attachment import Attachment, attachment
 from cache_dit.caching.attach.override import attachment_of, close_runs, open_runs, put_on, rebind, take_off
 from cache_dit.caching.attach.planning import Lists, Setting, fitting_default
-from cache_dit.caching.attach.targets import (
-    adapter_of,
-    cached_models,
-    compiled_of,
-    declared_by,
-    lists_of,
-    patched,
-    pipeline_of,
-)
+from cache_dit.caching.attach.targets import cached_models, compiled_of, lists_of, patched
 from cache_dit.caching.attach.timeline import pipeline_request
 from cache_dit.caching.block_adapters.adapter import ParamsModifier
+from cache_dit.caching.block_adapters.register import adapter_of
 from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
 from cache_dit.caching.options import Override, instance_of, optional, reject_unknown
 from cache_dit.errors import ConfigError
@@ -68,18 +61,17 @@ def enable_cache(
     optional(instance_of(BasicCacheConfig, Override))("cache_config", cache_config)
     optional(instance_of(CalibratorConfig))("calibrator_config", calibrator_config)
     adapter = adapter_of(pipe_or_adapter)
-    if params_modifiers is None and adapter is not None:
+    if params_modifiers is None:
         params_modifiers = adapter.params_modifiers
-    separate = None if adapter is None else adapter.has_separate_cfg
 
     def choose(place: int, entry: Lists) -> tuple[Setting, ...]:
         counts = [len(entry.flows if number == place else other.flows) for number, other in enumerate(lists)]
         # Of lists that the first forward will show one is there at least.
         own = _spread(params_modifiers, [count or 1 for count in counts])[place] if entry.flows else ()
-        return _settings(entry, cache_config, calibrator_config or CalibratorConfig(), own, separate)
+        return _settings(entry, cache_config, calibrator_config or CalibratorConfig(), own, adapter.has_separate_cfg)
 
     with patched(adapter) as patches:
-        lists = lists_of(pipe_or_adapter)
+        lists = lists_of(adapter)
         made = [
             attachment(entry, choose(place, entry), shares_run=len(lists) > 1)
             for place, entry in enumerate(lists)
@@ -94,11 +86,10 @@ def enable_cache(
             patch=patches.get(model, None if before is None else before.patch),
         )
         put_on(model, attached)
-    for compiled in compiled_of(pipe_or_adapter):
+    for compiled in compiled_of(adapter):
         rebind(compiled)
-    pipe = pipeline_of(adapter or pipe_or_adapter)
-    if pipe is not None:
-        open_runs(pipe, pipeline_request)
+    if adapter.pipe is not None:
+        open_runs(adapter.pipe, pipeline_request)
     return pipe_or_adapter
 
 
@@ -115,15 +106,15 @@ def disable_cache(pipe_or_adapter: _Target) -> _Target:
         UnsupportedModelError: The object is no pipeline, transformer or adapter.
         CacheDiTError: Something else has wrapped the model since.
     """
+    adapter = adapter_of(pipe_or_adapter)
     # Found first: a pipeline's transformer that an adapter declared is known only while it is cached.
-    compiled = compiled_of(pipe_or_adapter)
-    for model in cached_models(pipe_or_adapter):
+    compiled = compiled_of(adapter)
+    for model in cached_models(adapter):
         take_off(model)
     for model in compiled:
         rebind(model)
-    pipe = pipeline_of(declared_by(pipe_or_adapter))
-    if pipe is not None:
-        close_runs(pipe)
+    if adapter.pipe is not None:
+        close_runs(adapter.pipe)
     return pipe_or_adapter
 
 

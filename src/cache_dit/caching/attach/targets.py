@@ -17,7 +17,7 @@ from cache_dit.caching.attach.override import attachment_of, plain_class
 from cache_dit.caching.attach.patching import Patch, apply_patch
 from cache_dit.caching.attach.planning import Lists, parameters_of
 from cache_dit.caching.block_adapters.adapter import BlockAdapter
-from cache_dit.caching.block_adapters.register import BlockAdapterRegister
+from cache_dit.caching.block_adapters.register import adapter_of
 from cache_dit.caching.forward_pattern import ENCODER, HIDDEN, ForwardPattern
 from cache_dit.caching.models.row import LISTS, BlockList
 from cache_dit.caching.models.rows import ROWS, row_of
@@ -28,13 +28,6 @@ from cache_dit.errors import ConfigError, PatternError, UnsupportedModelError, n
 def uncompiled(model: Any) -> Any:
     """The module inside of what `torch.compile` returned, or the module itself."""
     return getattr(model, "_orig_mod", model)
-
-
-def pipeline_of(target: Any) -> Any | None:
-    """The pipeline that the target is or names, or None."""
-    if isinstance(target, BlockAdapter):
-        return target.pipe
-    return None if isinstance(target, nn.Module) else target
 
 
 def compiled_of(target: Any) -> list[nn.Module]:
@@ -51,24 +44,22 @@ def cached_models(target: Any) -> list[nn.Module]:
 
 def _meant_or_cached(target: Any) -> list[nn.Module]:
     """What is meant, and what is cached beside it in a pipeline: a ControlNet, alone or among several."""
-    target = declared_by(target)
-    modules = [one for part in _parts(pipeline_of(target)).values() for one in part.modules()]
+    adapter = adapter_of(target)
+    modules = [one for part in _parts(adapter.pipe).values() for one in part.modules()]
     cached = [module for module in modules if attachment_of(uncompiled(module)) is not None]
     beside = [module for module in cached if not _is_denoiser(uncompiled(module))]
-    return [*_as_given(target), *beside]
+    return [*_as_given(adapter), *beside]
 
 
-def _as_given(target: Any) -> list[nn.Module]:
-    if not isinstance(target, BlockAdapter):
-        return [target] if isinstance(target, nn.Module) else _known_components(target)
-    given = target.transformer
+def _as_given(adapter: BlockAdapter) -> list[nn.Module]:
+    given: Any = adapter.transformer
     if given is None:
-        given = getattr(target.pipe, "transformer", None)
-        said = target.auto or target.forward_pattern is not None
-        named = target.blocks is not None or target.blocks_name is not None
+        given = getattr(adapter.pipe, "transformer", None)
+        said = adapter.auto or adapter.forward_pattern is not None
+        named = adapter.blocks is not None or adapter.blocks_name is not None
         declared = named or (said and row_of(type(given)) is None)
         if not declared or not isinstance(given, nn.Module):
-            return _as_given(target.pipe)
+            return [adapter.pipe] if isinstance(adapter.pipe, nn.Module) else _known_components(adapter.pipe)
     models = [given] if isinstance(given, nn.Module) else given
     if not isinstance(models, (list, tuple)) or not all(isinstance(one, nn.Module) for one in models):
         raise ConfigError(
@@ -77,23 +68,10 @@ def _as_given(target: Any) -> list[nn.Module]:
     return list(models)
 
 
-def declared_by(target: Any) -> Any:
-    """The adapter of a pipeline for which a user registered one, or the target itself."""
-    return target if isinstance(target, nn.Module) else adapter_of(target) or target
-
-
-def adapter_of(target: Any) -> BlockAdapter | None:
-    """The adapter that the target is, or that a user's registered family makes of it."""
-    if isinstance(target, BlockAdapter):
-        return target
-    family = BlockAdapterRegister.find(target)
-    return None if family is None else family(target)
-
-
 @contextmanager
-def patched(adapter: BlockAdapter | None) -> Iterator[dict[nn.Module, Patch]]:
+def patched(adapter: BlockAdapter) -> Iterator[dict[nn.Module, Patch]]:
     """What an adapter's functor changes on transformers not cached yet; taken back if the block raises."""
-    functor = None if adapter is None else adapter.patch_functor
+    functor = adapter.patch_functor
     if functor is None:
         yield {}
         return
@@ -114,11 +92,8 @@ def patched(adapter: BlockAdapter | None) -> Iterator[dict[nn.Module, Patch]]:
         undo.pop_all()
 
 
-def lists_of(target: Any) -> list[Lists]:
-    """The block lists of every transformer that the target means, checked against the model."""
-    adapter = adapter_of(target)
-    if adapter is None:
-        return [_lists_by_row(uncompiled(model)) for model in _as_given(target)]
+def lists_of(adapter: BlockAdapter) -> list[Lists]:
+    """The block lists of every transformer that an adapter means, checked against the model."""
     models = list(map(uncompiled, _as_given(adapter)))
     several = adapter.transformer is not None and not isinstance(adapter.transformer, nn.Module)
     blocks, names, patterns = (

@@ -62,16 +62,11 @@ class BlockAdapterRegister:
         Raises:
             UnsupportedModelError: The class is neither known nor registered.
         """
-        function = cls.find(pipe_or_transformer)
-        if function is not None:
-            return function(pipe_or_transformer, **options)
         if not cls.is_supported(pipe_or_transformer):
             raise UnsupportedModelError(
                 f"{type(pipe_or_transformer).__name__} is not known; write a BlockAdapter for it."
             )
-        if hasattr(pipe_or_transformer, "components"):
-            return BlockAdapter(pipe=pipe_or_transformer, **options)
-        return BlockAdapter(transformer=pipe_or_transformer, **options)
+        return adapter_of(pipe_or_transformer, **options)
 
     @classmethod
     def find(cls, pipe_or_transformer: Any) -> AdapterFunction | None:
@@ -81,3 +76,14 @@ class BlockAdapterRegister:
             return cls._families.get(kind)
         names = [name for name in cls._families if kind.startswith(name)]
         return cls._families[max(names, key=len)] if names else None
+
+
+def adapter_of(target: Any, **options: Any) -> BlockAdapter:
+    """A target as an adapter: itself, as a user's family makes it, or one that says nothing more of it."""
+    if isinstance(target, BlockAdapter):
+        return target
+    family = BlockAdapterRegister.find(target)
+    if family is not None:
+        return family(target, **options)
+    part = "transformer" if isinstance(target, nn.Module) else "pipe"
+    return BlockAdapter(**{part: target}, **options)
