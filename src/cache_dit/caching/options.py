@@ -11,28 +11,50 @@ from cache_dit.errors import ConfigError, ConfigTypeError, nearest
 
 _Config = TypeVar("_Config", bound="Options")
 _Check = Callable[[str, Any], None]
+_INF = float("inf")
 
 
 def whole(minimum: int, *, unlimited: bool = False) -> _Check:
     """A whole number of at least `minimum`; with `unlimited`, also -1 for no limit."""
-    return _number("a whole number", (int,), minimum, unlimited)
+    return _number("a whole number", (int,), minimum, _INF, unlimited)
 
 
-def real(minimum: float) -> _Check:
-    """A finite number of at least `minimum`."""
-    return _number("a number", (int, float), minimum, unlimited=False)
+def real(minimum: float = -_INF, maximum: float = _INF) -> _Check:
+    """A finite number from `minimum` to `maximum`."""
+    return _number("a number", (int, float), minimum, maximum, unlimited=False)
 
 
-def _number(what: str, kinds: tuple[type[int] | type[float], ...], minimum: float, unlimited: bool) -> _Check:
+def _number(
+    what: str, kinds: tuple[type[int] | type[float], ...], minimum: float, maximum: float, unlimited: bool
+) -> _Check:
+    if maximum < _INF:
+        allowed = f"{what} from {minimum} to {maximum}"
+    else:
+        allowed = f"{what} of at least {minimum}" if minimum > -_INF else "a finite number"
     also = ", or -1 for no limit" if unlimited else ""
 
     def check(name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise ConfigTypeError(f"{name} is {value!r}, a {type(value).__name__}; give {what}.")
-        if not minimum <= value < float("inf") and not (unlimited and value == -1):
-            raise ConfigError(f"{name} is {value}; give {what} of at least {minimum}{also}.")
+        within = minimum <= value <= maximum and abs(value) < _INF
+        if not within and not (unlimited and value == -1):
+            raise ConfigError(f"{name} is {value}; give {allowed}{also}.")
 
     return check
+
+
+def sequence_of(check: _Check, count: int | None = None) -> _Check:
+    """A list or tuple whose every entry passes `check`, of `count` entries or of any number."""
+
+    def check_entries(name: str, value: Any) -> None:
+        if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+            raise ConfigTypeError(f"{name} is {value!r}, a {type(value).__name__}; give a list.")
+        if count is not None and len(value) != count:
+            raise ConfigError(f"{name} has {len(value)} entries; give {count}.")
+        for index, entry in enumerate(value):
+            check(f"{name}[{index}]", entry)
+
+    return check_entries
 
 
 def flag(name: str, value: Any) -> None:
