@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cache_dit._version import __version__
+from cache_dit.cli.bench import bench
 from cache_dit.cli.demo import demo
 from cache_dit.cli.doctor import doctor
 
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(doctor)
+app.add_typer(bench)
 
 
 def _version(wanted: bool) -> None:

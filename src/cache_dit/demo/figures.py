@@ -54,7 +54,7 @@ def draw_pictures(result: Comparison, path: Path) -> Path:
     left, head, foot, title = 0.95, 0.6, 0.32, 0.78
     width = max(7.0, left + len(bands[0]) * side + 0.15)
     height = title + len(bands) * (head + 3 * side + foot)
-    with _figure(width, height) as figure:
+    with new_figure(width, height) as figure:
         _title(figure, result, height, len(samples))
         for number, band in enumerate(bands):
             top = height - title - number * (head + 3 * side + foot) - head
@@ -81,7 +81,7 @@ def draw_pictures(result: Comparison, path: Path) -> Path:
                     va="top",
                     fontsize=8,
                 )
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def draw_steps(result: Comparison, path: Path) -> Path:
@@ -97,7 +97,7 @@ def draw_steps(result: Comparison, path: Path) -> Path:
     branches = result.samples[0].branches
     strip = max(0.8, min(3.0, 0.16 * len(result.samples)))
     width, height = max(7.0, 5.2 * len(branches) + 0.6), 4.8 + strip
-    with _figure(width, height) as figure:
+    with new_figure(width, height) as figure:
         _title(figure, result, height, len(result.samples))
         grid = figure.add_gridspec(
             2,
@@ -133,7 +133,7 @@ def draw_steps(result: Comparison, path: Path) -> Path:
                     ncols=5,
                     frameon=False,
                 )
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 _BRANCHES = {"cond": "with the prompt", "uncond": "without the prompt (guidance)"}
@@ -234,8 +234,16 @@ def _quality(psnr: Sequence[float]) -> str:
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[Any]:
-    """A figure in the style of this module, of its own: pyplot and its windows are not involved."""
+def new_figure(width: float, height: float) -> Iterator[Any]:
+    """Open a figure in the style of this module, of its own: pyplot and its windows are not involved.
+
+    Args:
+        width: In inches.
+        height: Likewise.
+
+    Raises:
+        CacheDiTError: matplotlib is not installed.
+    """
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -250,8 +258,12 @@ def _figure(width: float, height: float) -> Iterator[Any]:
         yield figure
 
 
-def _save(figure: Any, path: Path) -> Path:
-    """Write beside and rename, so that no half-written file ever has the name."""
+def save_figure(figure: Any, path: Path) -> Path:
+    """Save a figure as a PNG file; written beside and renamed, so no half-written file ever has the name.
+
+    Returns:
+        The path.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         figure.savefig(partial, format="png")

@@ -25,7 +25,7 @@ PROMPTS = (
 )
 
 SIZE = 64
-_TOKENS = 10  # what the model was trained with: nine words and an end mark
+TOKENS = 10  # what the model was trained with: nine words and an end mark
 
 
 def weights_path() -> Path:
@@ -55,8 +55,8 @@ def check_prompt(pipe: Any, prompt: str) -> None:
     """Raise `ConfigError` for a word that the demo model was not taught, or for too many words."""
     known = pipe.tokenizer.get_vocab()
     words = prompt.split()
-    if len(words) >= _TOKENS:
-        raise ConfigError(f"the prompt {prompt!r} has {len(words)} words; give {_TOKENS - 1} at most.")
+    if len(words) >= TOKENS:
+        raise ConfigError(f"the prompt {prompt!r} has {len(words)} words; give {TOKENS - 1} at most.")
     for word in words:
         if word not in known:
             hint = nearest(word, known)
@@ -88,7 +88,7 @@ def generate(pipe: Any, prompt: str, *, seed: int = 0, steps: int = 28, cfg: flo
         true_cfg_scale=cfg,
         height=SIZE,
         width=SIZE,
-        max_sequence_length=_TOKENS,
+        max_sequence_length=TOKENS,
         num_inference_steps=steps,
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type="pt",

@@ -1,0 +1,70 @@
+"""The fronts of all systems as a figure: one panel for each number of steps and guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+
+from cache_dit.bench.pictures import Cell
+from cache_dit.bench.system import Kind
+from cache_dit.bench.table import BUDGETS, Row, cells_of, fronts
+from cache_dit.demo.figures import new_figure, save_figure
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F00")
+_STYLES = {Kind.OURS: ("-", "o"), Kind.DIFFUSERS: ("--", "s"), Kind.CONTROL: (":", "x")}
+_SHOWN = (0.2, 0.65)  # fractions of FLOPs; above, all are close
+
+
+def draw_fronts(rows: Sequence[Row], path: Path) -> Path:
+    """Draw mean PSNR against FLOPs, the best settings of each system joined, as a PNG file.
+
+    Args:
+        rows: Rows of one set of pictures.
+        path: Name of the file, in a folder that exists; it appears only when it is complete.
+
+    Returns:
+        The path.
+    """
+    cells = cells_of(rows)
+    shown = [row for row in rows if _SHOWN[0] <= row.flops <= _SHOWN[1]]
+    kinds = {row.setting.system: row.setting.kind for row in shown}
+    colours = {
+        system: "#222222" if kind is Kind.CONTROL else colour
+        for (system, kind), colour in zip(kinds.items(), cycle(_COLOURS), strict=False)
+    }
+    columns = min(2, len(cells))
+    lines = -(-len(cells) // columns)
+    with new_figure(5.2 * columns + 2.6, 3.8 * lines + 0.4) as figure:
+        grid = figure.subplots(lines, columns, sharex=True, squeeze=False)
+        for axes, cell in zip(grid.flat, cells, strict=False):
+            axes.set_title(_title(cell), fontsize=10)
+            axes.set(xlabel="FLOPs of the transformer, uncached run = 1", ylabel="mean PSNR, dB", xlim=_SHOWN)
+            for name, budget in BUDGETS.items():
+                axes.axvline(budget, color="#dddddd", linewidth=0.8, zorder=0)
+                axes.annotate(name, (budget, 1), xycoords=("data", "axes fraction"), fontsize=7, ha="center")
+            for (place, system), points in fronts(shown).items():
+                if place == cell:
+                    line, mark = _STYLES[kinds[system]]
+                    axes.plot(
+                        [row.flops for row in points],
+                        [row.psnr for row in points],
+                        label=system,
+                        color=colours[system],
+                        linestyle=line,
+                        marker=mark,
+                        markersize=3.5,
+                        linewidth=1.2,
+                    )
+        handles = {
+            label: handle
+            for axes in grid.flat
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="center right", frameon=False, fontsize=8)
+        figure.tight_layout(rect=(0, 0, 1 - 2.5 / (5.2 * columns + 2.6), 1))
+        return save_figure(figure, path)
+
+
+def _title(cell: Cell) -> str:
+    return f"{cell.steps} steps" + (f", guidance {cell.cfg:g}" if cell.cfg > 1 else ", no guidance")

@@ -1,0 +1,194 @@
+"""The comparison as text, as a table of rows, and as a figure; all from scores alone."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import math
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from cache_dit._version import __version__
+from cache_dit.bench.diffusers_systems import REMARKS
+from cache_dit.bench.pictures import Cell, Purpose
+from cache_dit.bench.plot import draw_fronts
+from cache_dit.bench.store import Scores
+from cache_dit.bench.table import BUDGETS, SLACK, Row, best_at, cells_of, rows_of
+from cache_dit.errors import CacheDiTError
+
+_NUMBERS = (
+    "flops",
+    "time",
+    "psnr",
+    "psnr_low",
+    "psnr_high",
+    "psnr_p10",
+    "psnr_worst",
+    "ssim",
+    "ssim_p10",
+    "ssim_worst",
+)
+_HEAD = (
+    "system",
+    "setting",
+    "FLOPs",
+    "time",
+    "PSNR",
+    "95 %",
+    "p10",
+    "worst",
+    "SSIM",
+    "p10",
+    "worst",
+)
+
+_EXPLAINED = f"""The demo model. FLOPs: of the transformer over whole runs, counted by torch's formulas, as a
+fraction of those of the uncached run; for systems that decide by what they see, the mean over some pictures.
+Time: seconds of a whole picture (a batch of one, text encoders and decoder included) over those of uncached
+runs before and after, median; seconds of the process, so that other work on the machine does not count. PSNR
+in dB and SSIM of float pictures to the uncached run of the same step count: mean, 95 % interval of the mean
+(bootstrap over prompts), 10th percentile, worst picture.
+
+A setting is within a budget if it costs {SLACK:g} more at most. Of its settings within, each system shows the
+one that is best on the training pictures; "-": none is that cheap."""
+
+
+def write_report(scores: Scores, folder: Path, command: str) -> list[Path]:
+    """Write compare.md, compare.csv and compare.png.
+
+    Args:
+        scores: The result of `cache_dit.bench.store.read`.
+        folder: It is made where there is none.
+        command: How the scores were made, for the reader.
+
+    Returns:
+        The three paths.
+
+    Raises:
+        CacheDiTError: There is no score of the report set.
+    """
+    training, report = rows_of(scores, Purpose.TRAINING), rows_of(scores, Purpose.REPORT)
+    if not report:
+        raise CacheDiTError("there are no scores of the report set; run `cache-dit bench compare` first.")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"compare.{ending}" for ending in ("md", "csv", "png")]
+    paths[0].write_text(markdown(training, report, command), encoding="utf-8")
+    paths[1].write_text(rows_as_csv([*training, *report]), encoding="utf-8")
+    draw_fronts(report, paths[2])
+    return paths
+
+
+def markdown(training: Sequence[Row], report: Sequence[Row], command: str) -> str:
+    """The whole text: how it was measured, the budgets, the best settings, and every setting."""
+    best = {name: best_at(budget, training, report) for name, budget in BUDGETS.items()}
+    parts = [_opening(training, report, command), "## Best mean PSNR at a budget\n"]
+    for cell in cells_of(report):
+        parts += [f"### {_title(cell)}\n", _overview(cell, best)]
+    parts.append("## The settings behind it\n")
+    for cell in cells_of(report):
+        for name, rows in best.items():
+            here = [row for row in rows if row.setting.cell == cell]
+            parts += [f"### {_title(cell)}, {name} of the FLOPs\n", _table(here)]
+    parts.append("## Every setting that was measured on the report pictures\n")
+    for cell in cells_of(report):
+        here = [row for row in report if row.setting.cell == cell]
+        parts += [
+            f"### {_title(cell)}\n",
+            _table(sorted(here, key=lambda row: (row.setting.system, -row.flops))),
+        ]
+    return "\n".join(parts)
+
+
+def rows_as_csv(rows: Sequence[Row]) -> str:
+    """All rows with all numbers."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("set", "kind", "system", "strength", "steps", "cfg", "pictures", *_NUMBERS))
+    for row in rows:
+        of = row.setting
+        numbers = [f"{getattr(row, name):.5g}" for name in _NUMBERS]
+        place = (of.purpose.value, of.kind.value, of.system, of.strength, of.cell.steps, f"{of.cell.cfg:g}")
+        writer.writerow((*place, row.pictures, *numbers))
+    return text.getvalue()
+
+
+def _opening(training: Sequence[Row], report: Sequence[Row], command: str) -> str:
+    import diffusers
+
+    tuned = max((row.pictures for row in training), default=0)
+    floor = [row.psnr for row in report if row.setting.system == "uncached again"]
+    facts = (
+        f"date: {datetime.date.today().isoformat()}",
+        f"machine: {_processor()}, {os.cpu_count()} cores, one torch thread",
+        f"python {platform.python_version()}, torch {torch.__version__}, diffusers {diffusers.__version__}, "
+        f"cache_dit {__version__}",
+        f"command: `{command}`; from the scores of each picture alone: `cache-dit bench compare --report`",
+        f"pictures: {max(row.pictures for row in report)} for each setting; settings were chosen on {tuned} "
+        "others, of other prompts and seeds",
+        "noise floor, uncached runs one by one against batches: "
+        + (f"{min(floor):.0f} dB" if floor else "not measured"),
+        *REMARKS,
+    )
+    listed = "\n".join(f"- {fact}" for fact in facts)
+    return f"# All caches, and fewer steps\n\n{listed}\n\n{_EXPLAINED}\n"
+
+
+def _overview(cell: Cell, best: dict[str, list[Row]]) -> str:
+    found = {
+        name: {row.setting.system: row for row in rows if row.setting.cell == cell}
+        for name, rows in best.items()
+    }
+    kinds = {system: row.setting.kind for rows in found.values() for system, row in rows.items()}
+    order = sorted(
+        kinds,
+        key=lambda system: tuple(-rows[system].psnr if system in rows else 0 for rows in found.values()),
+    )
+    lines = [_line(("system", "by", *found)), _line(["---"] * (2 + len(found)))]
+    for system in order:
+        texts = [
+            f"{rows[system].psnr:.1f} ({rows[system].psnr_worst:.1f})" if system in rows else "-"
+            for rows in found.values()
+        ]
+        lines.append(_line((system, kinds[system].value, *texts)))
+    return "Mean (worst picture), dB.\n\n" + "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    lines = [_line(_HEAD), _line(["---"] * len(_HEAD))]
+    for row in rows:
+        lines.append(
+            _line(
+                (
+                    row.setting.system,
+                    row.setting.strength,
+                    f"{row.flops:.3f}",
+                    "" if math.isnan(row.time) else f"{row.time:.3f}",
+                    f"{row.psnr:.1f}",
+                    "" if math.isnan(row.psnr_low) else f"{row.psnr_low:.1f} to {row.psnr_high:.1f}",
+                    *(f"{value:.1f}" for value in (row.psnr_p10, row.psnr_worst)),
+                    *(f"{value:.4f}" for value in (row.ssim, row.ssim_p10, row.ssim_worst)),
+                )
+            )
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _title(cell: Cell) -> str:
+    return f"{cell.steps} steps, {f'guidance {cell.cfg:g}' if cell.cfg > 1 else 'no guidance'}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")

@@ -1,0 +1,102 @@
+"""Scores in a CSV file, one line each, appended as they are measured: a run that was cut off goes on."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache_dit.bench.measure import Score
+from cache_dit.bench.pictures import Cell, Purpose
+from cache_dit.bench.system import Kind, System
+from cache_dit.errors import CacheDiTError
+
+_COLUMNS = ("set", "kind", "system", "strength", "steps", "cfg", "seed", "flops", "time", "psnr", "ssim")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One curve's point in one cell, as a line of the file names it."""
+
+    purpose: Purpose
+    kind: Kind
+    system: str
+    strength: str
+    cell: Cell
+
+    @property
+    def point(self) -> tuple[str, str, Cell]:
+        """What is the same on both sets of pictures."""
+        return self.system, self.strength, self.cell
+
+    @classmethod
+    def of(cls, purpose: Purpose, system: System, cell: Cell) -> Setting:
+        """The setting that a system is in a cell."""
+        return cls(purpose, system.kind, system.name, system.strength, cell)
+
+
+Scores = dict[Setting, dict[int, Score]]  # by seed
+
+
+def read(paths: Sequence[Path]) -> Scores:
+    """Read all scores of some files; files that are missing have none, and of equal lines the last counts.
+
+    Raises:
+        CacheDiTError: A line that is no score.
+    """
+    found: Scores = {}
+    for path in paths:
+        if path.exists():
+            for setting, score in _lines(path):
+                found.setdefault(setting, {})[score.seed] = score
+    return found
+
+
+def append(path: Path, setting: Setting, score: Score) -> None:
+    """Add one line, whole or not at all, so that several processes may write to one file."""
+    numbers = (f"{value:.6g}" for value in (score.flops, score.time, score.psnr, score.ssim))
+    cell = setting.cell
+    line = (
+        setting.purpose.value,
+        setting.kind.value,
+        setting.system,
+        f'"{setting.strength}"',
+        str(cell.steps),
+        f"{cell.cfg:g}",
+        str(score.seed),
+        *numbers,
+    )
+    text = ",".join(line) + "\n"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = ",".join(_COLUMNS) + "\n" + text
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _lines(path: Path) -> Iterator[tuple[Setting, Score]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        for line in reader:
+            if line["set"] == "set":  # files may be joined, heads and all
+                continue
+            try:
+                setting = Setting(
+                    Purpose(line["set"]),
+                    Kind(line["kind"]),
+                    line["system"],
+                    line["strength"],
+                    Cell(int(line["steps"]), float(line["cfg"])),
+                )
+                names = ("flops", "time", "psnr", "ssim")
+                score = Score(seed=int(line["seed"]), **{name: float(line[name]) for name in names})
+            except (KeyError, TypeError, ValueError) as error:
+                raise CacheDiTError(
+                    f"{path}, line {reader.line_num} is no score ({error}); remove it."
+                ) from error
+            yield setting, score
