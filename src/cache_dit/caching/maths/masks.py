@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from cache_dit.errors import ConfigError, nearest
+from cache_dit.caching.options import one_of
+from cache_dit.errors import ConfigError
 
 # Compute and cache bins for 28 steps, as published by the reference system; in the spirit of LeMiCa (arXiv
 # 2511.00090) and EasyCache (arXiv 2507.02860): early errors are amplified, so early steps are computed.
@@ -50,14 +51,11 @@ def steps_mask(
         return _from_bins(compute_bins or (), cache_bins or (), total_steps)
     if mask_policy is None:
         raise ConfigError(f"steps_mask got nothing; give mask_policy ({', '.join(_POLICIES)}) or bins.")
-    if mask_policy not in _POLICIES:
-        hint = nearest(mask_policy, _POLICIES)
-        meant = f" Did you mean {hint!r}?" if hint else ""
-        raise ConfigError(f"mask_policy is {mask_policy!r}; known are {', '.join(_POLICIES)}.{meant}")
+    one_of(*_POLICIES)("mask_policy", mask_policy)
     if total_steps is None or total_steps < 1:
         raise ConfigError(f"total_steps is {total_steps} with mask_policy; give the step count of the run.")
     table = _alternate(*_POLICIES[mask_policy])
-    return table if total_steps == len(table) else _stretch(table, total_steps)
+    return table if total_steps == len(table) else stretch(table, total_steps)
 
 
 def _from_bins(compute: Sequence[int], cache: Sequence[int], total: int | None) -> list[int]:
@@ -84,7 +82,7 @@ def _alternate(compute: Sequence[int], cache: Sequence[int]) -> list[int]:
     return mask
 
 
-def _stretch(table: list[int], total: int) -> list[int]:
+def stretch(table: list[int], total: int) -> list[int]:
     """Place the same share of computed steps at interpolated positions on a run of `total` steps."""
     positions = [step for step, computed in enumerate(table) if computed]
     scale = total / len(table)
@@ -92,9 +90,8 @@ def _stretch(table: list[int], total: int) -> list[int]:
     mask = [0] * total
     for j in range(count):
         rank = min(max((j + 0.5) * len(positions) / count - 0.5, 0.0), len(positions) - 1.0)
-        low = min(int(rank), max(len(positions) - 2, 0))
-        high = min(low + 1, len(positions) - 1)
-        position = positions[low] + (rank - low) * (positions[high] - positions[low])
+        low, high = positions[int(rank)], positions[min(int(rank) + 1, len(positions) - 1)]
+        position = low + (rank % 1) * (high - low)
         step = min(max(round((position + 0.5) * scale - 0.5), 0), total - 1)
         # Rounding may collide where computed steps are dense: take the next free step.
         while step < total - 1 and mask[step]:

@@ -1,0 +1,11 @@
+"""Every method, by its option class: the list to which a new one is added."""
+
+from cache_dit.caching.config import BasicCacheConfig as BasicCacheConfig
+from cache_dit.caching.config import CalibratorConfig as CalibratorConfig
+from cache_dit.caching.config import DBCacheConfig as DBCacheConfig
+from cache_dit.caching.forecasters.taylorseer import TaylorSeerCalibratorConfig as TaylorSeerCalibratorConfig
+from cache_dit.caching.gates.delta_dit import DeltaDiTConfig as DeltaDiTConfig
+from cache_dit.caching.gates.growing import GrowingIntervalConfig as GrowingIntervalConfig
+from cache_dit.caching.gates.interval import IntervalConfig as IntervalConfig
+from cache_dit.caching.gates.pab import PABConfig as PABConfig
+from cache_dit.caching.gates.scheduled import ScheduleConfig as ScheduleConfig
