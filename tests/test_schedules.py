@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cache_dit.caching.config import CacheConfig, Place
+from cache_dit.caching.config import CacheConfig, Kind, Place
 from cache_dit.caching.gates.delta_dit import DeltaDiTConfig
 from cache_dit.caching.gates.growing import GrowingIntervalConfig
 from cache_dit.caching.gates.interval import IntervalConfig
@@ -99,25 +99,25 @@ def test_steps_of_a_run_of_unknown_length(config: CacheConfig, expected: str) ->
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("spatial", "CCCSCSCSCCC"),
-        ("temporal", "CCCSCSSSCCC"),
-        ("cross", "CCCSSSCSSCC"),
-        ("mlp", "CCCCCCCCCCC"),
+        (Kind.SPATIAL, "CCCSCSCSCCC"),
+        (Kind.TEMPORAL, "CCCSCSSSCCC"),
+        (Kind.CROSS, "CCCSSSCSSCC"),
+        (Kind.MLP, "CCCCCCCCCCC"),
     ],
 )
-def test_each_kind_of_module_has_its_own_interval_within_the_window(kind: str, expected: str) -> None:
+def test_each_kind_of_module_has_its_own_interval_within_the_window(kind: Kind, expected: str) -> None:
     sigmas = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
     assert string(PABConfig().policy_of(kind), 11, sigmas=sigmas) == expected
 
 
 def test_without_a_noise_level_the_share_of_steps_to_come_stands_for_it() -> None:
     # The shares are 1, .9, .8, ..., .1: the window leaves the numbers 3 to 8.
-    assert string(PABConfig(spatial=3).policy_of("spatial"), 10) == "CCCCSSCSSC"
+    assert string(PABConfig(spatial=3).policy_of(Kind.SPATIAL), 10) == "CCCCSSCSSC"
 
 
 def test_a_static_mask_decides_over_every_kind_of_module() -> None:
     config = PABConfig(steps_computation_mask=[1, 0, 0, 1], steps_computation_policy="static")
-    assert string(config.policy_of("mlp"), 4) == "CSSC"
+    assert string(config.policy_of(Kind.MLP), 4) == "CSSC"
 
 
 def test_rear_blocks_are_skipped_before_the_boundary_and_front_blocks_behind_it() -> None:
@@ -192,11 +192,21 @@ def test_the_short_form_names_what_differs(config: CacheConfig, expected: str) -
             ConfigError,
             r"window is \(0\.8, 0\.1\); give a low and a higher",
         ),
-        (PABConfig, {"window": (100, 800)}, ConfigError, "from 0 to 1"),
-        (PABConfig, {"window": (-0.1, 0.8)}, ConfigError, r"window is -0\.1"),
-        (PABConfig, {"window": 0.5}, ConfigTypeError, r"window is 0\.5; give a low and a high noise level"),
-        (DeltaDiTConfig, {"boundary": 1.5}, ConfigError, r"boundary is 1\.5; give a share from 0 to 1"),
-        (DeltaDiTConfig, {"blocks": 0.6}, ConfigError, r"blocks is 0\.6; give a share from 0 to 0\.5"),
+        (
+            PABConfig,
+            {"window": (100, 800)},
+            ConfigError,
+            r"window\[0\] is 100; give a number from 0\.0 to 1\.0",
+        ),
+        (PABConfig, {"window": (-0.1, 0.8)}, ConfigError, r"window\[0\] is -0\.1"),
+        (PABConfig, {"window": 0.5}, ConfigTypeError, r"window is 0\.5, a float; give a list"),
+        (
+            DeltaDiTConfig,
+            {"boundary": 1.5},
+            ConfigError,
+            r"boundary is 1\.5; give a number from 0\.0 to 1\.0",
+        ),
+        (DeltaDiTConfig, {"blocks": 0.6}, ConfigError, r"blocks is 0\.6; give a number from 0\.0 to 0\.5"),
         (ScheduleConfig, {}, ConfigTypeError, "schedule is of type NoneType; give a Schedule"),
         (ScheduleConfig, {"schedule": [0, 1]}, ConfigTypeError, "schedule is of type list"),
     ],

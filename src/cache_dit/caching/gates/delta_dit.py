@@ -50,16 +50,11 @@ class DeltaDiTConfig(CacheConfig):
     """
 
     method: ClassVar[str] = "Δ-DiT"
+    each_region_decides: ClassVar[bool] = True
 
     interval: int = option(whole(1), default=2)
-    boundary: float = option(real(0.0), default=0.5)
-    blocks: float = option(real(0.0), default=0.5)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, value, most in (("boundary", self.boundary, 1.0), ("blocks", self.blocks, 0.5)):
-            if value > most:
-                raise ConfigError(f"{name} is {value:g}; give a share from 0 to {most:g}.")
+    boundary: float = option(real(0.0, 1.0), default=0.5)
+    blocks: float = option(real(0.0, 0.5), default=0.5)
 
     def gate(self, early: bool = True) -> PhaseGate:
         """The rule of the rear blocks (`early`) or of the front ones, for steps that no limit decides."""

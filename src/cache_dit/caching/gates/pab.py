@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from cache_dit.caching.config import CacheConfig, Place
+from cache_dit.caching.config import CacheConfig, Kind, Place
 from cache_dit.caching.maths.gate import Gate, Policy, Reason, Verdict
 from cache_dit.caching.maths.moment import Moment
-from cache_dit.caching.options import instance_of, option, options, real, whole
-from cache_dit.errors import ConfigError, ConfigTypeError
+from cache_dit.caching.options import instance_of, option, options, real, sequence_of, whole
+from cache_dit.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +26,6 @@ class BroadcastGate(Gate):
         if sigma is None:
             sigma = 1.0 if at.total is None else 1.0 - at.step / at.total
         return Verdict(self.low < sigma < self.high and at.step % self.interval != 0, Reason.SCHEDULE)
-
-
-def _window(name: str, value: Any) -> None:
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
-        raise ConfigTypeError(f"{name} is {value!r}; give a low and a high noise level, such as (0.1, 0.8).")
-    for bound in value:
-        real(0.0)(name, bound)
-    if not value[0] < value[1] <= 1.0:
-        raise ConfigError(f"{name} is {tuple(value)}; give a low and a higher noise level, from 0 to 1.")
 
 
 @options
@@ -62,14 +52,25 @@ class PABConfig(CacheConfig):
     temporal: int = option(whole(1), default=4)
     cross: int = option(whole(1), default=6)
     mlp: int = option(whole(1), default=1)
-    window: tuple[float, float] = option(_window, default=(0.1, 0.8))
+    window: tuple[float, float] = option(sequence_of(real(0.0, 1.0), 2), default=(0.1, 0.8))
 
-    def gate(self, kind: str = "spatial") -> BroadcastGate:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.window[0] < self.window[1]:
+            raise ConfigError(f"window is {tuple(self.window)}; give a low and a higher noise level.")
+
+    def gate(self, kind: Kind = Kind.SPATIAL) -> BroadcastGate:
         """The rule of one kind of module, for steps that no limit decides."""
-        return BroadcastGate(getattr(self, kind), *self.window)
+        intervals = {
+            Kind.SPATIAL: self.spatial,
+            Kind.TEMPORAL: self.temporal,
+            Kind.CROSS: self.cross,
+            Kind.MLP: self.mlp,
+        }
+        return BroadcastGate(intervals[kind], *self.window)
 
-    def policy_of(self, kind: str) -> Policy:
-        """The rule within limits for "spatial", "temporal", "cross" or "mlp" modules."""
+    def policy_of(self, kind: Kind) -> Policy:
+        """The rule of one kind of module, within the limits that are set here."""
         return self.policy() if self.static else dataclasses.replace(self.policy(), gate=self.gate(kind))
 
     def label(self) -> str:
