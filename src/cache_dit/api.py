@@ -146,9 +146,7 @@ def refresh_context(
         new = setting.updated(cache_config, calibrator_config)
         if num_inference_steps is None:
             return new
-        return dataclasses.replace(
-            new, cache=dataclasses.replace(new.cache, num_inference_steps=num_inference_steps)
-        )
+        return new.updated(new.cache.reset(num_inference_steps=num_inference_steps), None)
 
     made = [attached.changed(change) for attached in attachments_of(pipe_or_adapter)]
     for attached in made:
@@ -196,22 +194,17 @@ def _settings(
     return tuple(settings)
 
 
-def _spread(given: _Modifiers | None, counts: list[int]) -> list[Sequence[ParamsModifier]]:
+def _spread(given: _Modifiers | None, counts: list[int]) -> Sequence[Sequence[ParamsModifier]]:
     """The modifiers of each transformer from the forms that users may write; `counts` are its lists."""
     if given is None:
         return [()] * len(counts)
-    instance_of(ParamsModifier, list, tuple)("params_modifiers", given)
-    entries = [given] if isinstance(given, ParamsModifier) else list(given)
-    for entry in entries:
-        instance_of(ParamsModifier, list, tuple)("params_modifiers", entry)
-    nested = [[entry] if isinstance(entry, ParamsModifier) else list(entry) for entry in entries]
+    nested = [_listed(entry) for entry in _listed(given)]
     flat = [modifier for entry in nested for modifier in entry]
     for modifier in flat:
         instance_of(ParamsModifier)("params_modifiers", modifier)
-    if len(nested) == len(counts) and all(
-        len(own) in (1, count) for own, count in zip(nested, counts, strict=True)
-    ):
-        return list(nested)
+    fitting = [len(own) in (1, count) for own, count in zip(nested, counts, strict=False)]
+    if len(nested) == len(counts) and all(fitting):
+        return nested
     if len(flat) == sum(counts):
         return [flat[sum(counts[:i]) : sum(counts[: i + 1])] for i in range(len(counts))]
     if len(flat) == 1:
@@ -220,3 +213,8 @@ def _spread(given: _Modifiers | None, counts: list[int]) -> list[Sequence[Params
         f"params_modifiers has {len(flat)} entries but there are {sum(counts)} block lists in {len(counts)} "
         "transformers; give one for each list, one for each transformer, or one for all."
     )
+
+
+def _listed(given: Any) -> list[Any]:
+    instance_of(ParamsModifier, list, tuple)("params_modifiers", given)
+    return [given] if isinstance(given, ParamsModifier) else list(given)
