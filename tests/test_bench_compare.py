@@ -24,7 +24,9 @@ from cache_dit.bench import (
     System,
     all_systems,
     best_at,
-    fronts,
+    contenders,
+    curves,
+    front,
     measure,
     read,
     rows_of,
@@ -214,8 +216,12 @@ def test_the_best_row_is_chosen_on_the_training_pictures() -> None:
     assert [best.setting.strength for best in best_at(0.5, training, report)] == ["mild"]
     assert [best.psnr for best in best_at(1 / 3, training, report)] == [42]
     assert best_at(1 / 4, training, report) == []
-    (points,) = fronts(training).values()
+    (points,) = map(front, curves(training).values())
     assert [point.setting.strength for point in points] == ["wild", "mild", "dear"]
+    (kept,) = contenders([*training, row(Purpose.TRAINING, "useless", 0.55, 44)]).values()
+    assert {one.setting.strength for one in kept} == {"dear", "mild", "wild"}
+    (cheapest,) = contenders([row(Purpose.TRAINING, str(flops), flops, 50) for flops in (0.8, 0.7)]).values()
+    assert [one.flops for one in cheapest] == [0.7]
 
 
 def test_a_row_over_pictures() -> None:

@@ -7,7 +7,7 @@ from cache_dit.bench.run import measure
 from cache_dit.bench.store import Setting, read
 from cache_dit.bench.system import Kind, System
 from cache_dit.bench.systems import all_systems
-from cache_dit.bench.table import Row, best_at, fronts, rows_of
+from cache_dit.bench.table import Row, best_at, contenders, curves, front, rows_of
 
 __all__ = [
     "Bench",
@@ -21,7 +21,9 @@ __all__ = [
     "System",
     "all_systems",
     "best_at",
-    "fronts",
+    "contenders",
+    "curves",
+    "front",
     "measure",
     "read",
     "rows_of",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cache_dit.bench.pictures import Cell
 from cache_dit.bench.system import Kind
-from cache_dit.bench.table import BUDGETS, Row, cells_of, fronts
+from cache_dit.bench.table import BUDGETS, Row, cells_of, curves, front
 from cache_dit.demo.figures import new_figure, save_figure
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F00")
@@ -43,12 +43,13 @@ def draw_fronts(rows: Sequence[Row], path: Path) -> Path:
             for name, budget in BUDGETS.items():
                 axes.axvline(budget, color="#dddddd", linewidth=0.8, zorder=0)
                 axes.annotate(name, (budget, 1), xycoords=("data", "axes fraction"), fontsize=7, ha="center")
-            for (place, system), points in fronts(shown).items():
+            for (place, system), points in curves(shown).items():
                 if place == cell:
+                    best = front(points)
                     line, mark = _STYLES[kinds[system]]
                     axes.plot(
-                        [row.flops for row in points],
-                        [row.psnr for row in points],
+                        [row.flops for row in best],
+                        [row.psnr for row in best],
                         label=system,
                         color=colours[system],
                         linestyle=line,

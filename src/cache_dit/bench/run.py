@@ -40,12 +40,13 @@ def measure(
     """
     kept = list(dict.fromkeys(picture.prompt for picture in purpose.pictures))[:prompts]
     pictures = [picture for picture in purpose.pictures if picture.prompt in kept]
+    known = read(stores)
     with one_thread():
         for cell in cells:
             bench = Bench(pipe, cell)
             for system in systems:
                 setting = Setting.of(purpose, system, cell)
-                done = read(stores).get(setting, {})
+                done = known.get(setting, {})
                 missing = [one for one in pictures if one.seed not in done]
                 if missing and wanted(setting):
                     told(setting)

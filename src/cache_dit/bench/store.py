@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -56,25 +57,17 @@ def read(paths: Sequence[Path]) -> Scores:
 
 def append(path: Path, setting: Setting, score: Score) -> None:
     """Add one line, whole or not at all, so that several processes may write to one file."""
-    numbers = (f"{value:.6g}" for value in (score.flops, score.time, score.psnr, score.ssim))
-    cell = setting.cell
-    line = (
-        setting.purpose.value,
-        setting.kind.value,
-        setting.system,
-        f'"{setting.strength}"',
-        str(cell.steps),
-        f"{cell.cfg:g}",
-        str(score.seed),
-        *numbers,
-    )
-    text = ",".join(line) + "\n"
+    of, numbers = setting, (score.flops, score.time, score.psnr, score.ssim)
+    place = (of.purpose.value, of.kind.value, of.system, of.strength, of.cell.steps, f"{of.cell.cfg:g}")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = ",".join(_COLUMNS) + "\n" + text
+        writer.writerow(_COLUMNS)
+    writer.writerow((*place, score.seed, *(f"{number:.6g}" for number in numbers)))
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, text.encode())
+        os.write(descriptor, text.getvalue().encode())
     finally:
         os.close(descriptor)
 

@@ -15,6 +15,8 @@ from cache_dit.bench.store import Scores, Setting
 
 # Fractions of the FLOPs of the uncached run.
 BUDGETS = {"1/2": 1 / 2, "1/2.5": 1 / 2.5, "1/3": 1 / 3, "1/4": 1 / 4}
+# One more budget, for the upper end of the curves.
+_GENEROUS = 0.6
 # A row may cost so much more: step counts are whole numbers, and budgets are not.
 SLACK = 0.01
 _RESAMPLED = 2000
@@ -98,12 +100,21 @@ def front(rows: Iterable[Row]) -> list[Row]:
     return best
 
 
-def fronts(rows: Iterable[Row]) -> dict[tuple[Cell, str], list[Row]]:
-    """The front of every system in every cell."""
-    curves: dict[tuple[Cell, str], list[Row]] = {}
+def curves(rows: Iterable[Row]) -> dict[tuple[Cell, str], list[Row]]:
+    """The rows of every system in every cell."""
+    found: dict[tuple[Cell, str], list[Row]] = {}
     for row in rows:
-        curves.setdefault((row.setting.cell, row.setting.system), []).append(row)
-    return {curve: front(of_curve) for curve, of_curve in curves.items()}
+        found.setdefault((row.setting.cell, row.setting.system), []).append(row)
+    return found
+
+
+def contenders(training: Iterable[Row]) -> dict[tuple[Cell, str], list[Row]]:
+    """Of every system in every cell, the rows that are the best at some budget, or else the cheapest row."""
+    kept = {}
+    for curve, rows in curves(training).items():
+        best = [row for budget in (*BUDGETS.values(), _GENEROUS) for row in best_at(budget, rows, rows)]
+        kept[curve] = best or [min(rows, key=lambda row: row.flops)]
+    return kept
 
 
 def best_at(budget: float, training: Sequence[Row], report: Sequence[Row]) -> list[Row]:

@@ -51,7 +51,7 @@ def compare(
         bool,
         typer.Option(
             help="Report every setting. Without it, of systems with training scores only the settings that "
-            "no other of the same system beat there in both FLOPs and PSNR."
+            "were best there at one of the budgets."
         ),
     ] = False,
     timed: Annotated[
@@ -120,18 +120,18 @@ def _measure(
 
 def _wanted(only: str, stores: list[Path], every: bool) -> Callable[[Setting], bool]:
     """The filter of settings, from the names asked for and the training scores."""
-    from cache_dit.bench import Purpose, fronts, read, rows_of
+    from cache_dit.bench import Purpose, contenders, read, rows_of
     from cache_dit.errors import ConfigError
 
     try:
         pattern = re.compile(only)
     except re.error as error:
         raise ConfigError(f"--only is {only!r}, which is no regular expression: {error}.") from error
-    curves = {} if every else fronts(rows_of(read(stores), Purpose.TRAINING))
+    tuned = {} if every else contenders(rows_of(read(stores), Purpose.TRAINING))
 
     def wanted(setting: Setting) -> bool:
-        front = curves.get((setting.cell, setting.system))
-        kept = front is None or any(row.setting.point == setting.point for row in front)
+        best = tuned.get((setting.cell, setting.system))
+        kept = best is None or any(row.setting.point == setting.point for row in best)
         return kept and pattern.search(f"{setting.system}: {setting.strength}") is not None
 
     return wanted
