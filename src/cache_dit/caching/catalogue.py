@@ -3,6 +3,8 @@
 from cache_dit.caching.config import BasicCacheConfig as BasicCacheConfig
 from cache_dit.caching.config import CalibratorConfig as CalibratorConfig
 from cache_dit.caching.config import DBCacheConfig as DBCacheConfig
+from cache_dit.caching.forecasters.foca import FoCaCalibratorConfig as FoCaCalibratorConfig
+from cache_dit.caching.forecasters.hicache import HiCacheCalibratorConfig as HiCacheCalibratorConfig
 from cache_dit.caching.forecasters.taylorseer import TaylorSeerCalibratorConfig as TaylorSeerCalibratorConfig
 from cache_dit.caching.gates.delta_dit import DeltaDiTConfig as DeltaDiTConfig
 from cache_dit.caching.gates.growing import GrowingIntervalConfig as GrowingIntervalConfig

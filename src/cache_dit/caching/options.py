@@ -14,9 +14,9 @@ _Check = Callable[[str, Any], None]
 _INF = float("inf")
 
 
-def whole(minimum: int, *, unlimited: bool = False) -> _Check:
-    """A whole number of at least `minimum`; with `unlimited`, also -1 for no limit."""
-    return _number("a whole number", (int,), minimum, _INF, unlimited)
+def whole(minimum: int, maximum: float = _INF, *, unlimited: bool = False) -> _Check:
+    """A whole number from `minimum` to `maximum`; with `unlimited`, also -1 for no limit."""
+    return _number("a whole number", (int,), minimum, maximum, unlimited)
 
 
 def real(minimum: float = -_INF, maximum: float = _INF) -> _Check:
