@@ -7,7 +7,15 @@ from cache_dit.caching.forecasters.foca import FoCaCalibratorConfig as FoCaCalib
 from cache_dit.caching.forecasters.hicache import HiCacheCalibratorConfig as HiCacheCalibratorConfig
 from cache_dit.caching.forecasters.taylorseer import TaylorSeerCalibratorConfig as TaylorSeerCalibratorConfig
 from cache_dit.caching.gates.delta_dit import DeltaDiTConfig as DeltaDiTConfig
+from cache_dit.caching.gates.dicache import DiCacheConfig as DiCacheConfig
+from cache_dit.caching.gates.easycache import EasyCacheConfig as EasyCacheConfig
 from cache_dit.caching.gates.growing import GrowingIntervalConfig as GrowingIntervalConfig
 from cache_dit.caching.gates.interval import IntervalConfig as IntervalConfig
+from cache_dit.caching.gates.magcache import MagCacheConfig as MagCacheConfig
 from cache_dit.caching.gates.pab import PABConfig as PABConfig
+from cache_dit.caching.gates.prune import DBPruneConfig as DBPruneConfig
 from cache_dit.caching.gates.scheduled import ScheduleConfig as ScheduleConfig
+from cache_dit.caching.gates.seacache import SeaCacheConfig as SeaCacheConfig
+from cache_dit.caching.gates.speca import SpeCaConfig as SpeCaConfig
+from cache_dit.caching.gates.surprise import SurpriseConfig as SurpriseConfig
+from cache_dit.caching.gates.teacache import TeaCacheConfig as TeaCacheConfig
