@@ -61,6 +61,7 @@ def enable_cache(
     optional(instance_of(BasicCacheConfig, Override))("cache_config", cache_config)
     optional(instance_of(CalibratorConfig))("calibrator_config", calibrator_config)
     adapter = adapter_of(pipe_or_adapter)
+    calibrator = calibrator_config or CalibratorConfig()
     if params_modifiers is None:
         params_modifiers = adapter.params_modifiers
 
@@ -68,7 +69,7 @@ def enable_cache(
         counts = [len(entry.flows if number == place else other.flows) for number, other in enumerate(lists)]
         # Of lists that the first forward will show one is there at least.
         own = _spread(params_modifiers, [count or 1 for count in counts])[place] if entry.flows else ()
-        return _settings(entry, cache_config, calibrator_config or CalibratorConfig(), own, adapter.has_separate_cfg)
+        return _settings(entry, cache_config, calibrator, own, adapter.has_separate_cfg)
 
     with patched(adapter) as patches:
         lists = lists_of(adapter)
@@ -162,15 +163,13 @@ def attachments_of(pipe_or_adapter: Any) -> list[Attachment]:
         UnsupportedModelError: The object is no pipeline, transformer or adapter.
         ConfigError: Caching is enabled on none of them.
     """
-    found = []
-    for model in cached_models(pipe_or_adapter):
-        attached = attachment_of(model)
-        if attached is None:
-            raise ConfigError(
-                f"{type(model).__name__} is not cached; call cache_dit.enable_cache on the pipeline or "
-                "transformer first."
-            )
-        found.append(attached)
+    models = cached_models(pipe_or_adapter)
+    found = [attached for model in models if (attached := attachment_of(model)) is not None]
+    if models and not found:
+        raise ConfigError(
+            f"{type(models[0]).__name__} is not cached; call cache_dit.enable_cache on the pipeline or "
+            "transformer first."
+        )
     return found
 
 

@@ -186,7 +186,13 @@ class _Watch:
         if not continues:
             self._rule_out("no output of a block is an argument of the next one")
         for slot, name in continues.items():
-            self._check(name, self._returned[slot])
+            shapes, delivered = self._shapes.get(name, set()), self._returned[slot]
+            if not _is_stream(self._received.get(name)):
+                self._rule_out(f"{name}, which an output continues, holds no floating point numbers")
+            elif len(shapes) > 1 or (isinstance(delivered, Tensor) and delivered.shape not in shapes):
+                self._rule_out(f"{name} changes its shape from block to block")
+            elif name in self._written:
+                self._rule_out(f"a block writes into its argument {name}")
         if self.fact is not None or self.bare is None:
             return None
         slots = tuple(map(continues.get, range(len(self._returned))))
@@ -270,15 +276,6 @@ class _Watch:
             elif options:
                 found[slot] = options[0]
         return found
-
-    def _check(self, name: str, delivered: Any) -> None:
-        shapes = self._shapes.get(name, set())
-        if not _is_stream(self._received.get(name)):
-            self._rule_out(f"{name}, which an output continues, holds no floating point numbers")
-        elif len(shapes) > 1 or (isinstance(delivered, Tensor) and delivered.shape not in shapes):
-            self._rule_out(f"{name} changes its shape from block to block")
-        elif name in self._written:
-            self._rule_out(f"a block writes into its argument {name}")
 
 
 def _is_stream(value: Any) -> bool:

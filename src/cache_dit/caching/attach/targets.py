@@ -148,12 +148,11 @@ def _lists_by_row(model: nn.Module) -> Lists:
     row = row_of(type(model))
     if row is None:
         raise _unknown(model)
-    flows = tuple(flow for flow in row.lists if flow.members(model))
-    if not flows:
+    blocks = {flow: members for flow in row.lists if (members := flow.members(model))}
+    if not blocks:
         paths = " and ".join(flow.label for flow in row.lists)
         raise ConfigError(f"{paths} of {plain_class(model).__name__} is empty, so there is nothing to cache.")
-    blocks = tuple(flow.members(model) for flow in flows)
-    return Lists(model=model, blocks=blocks, flows=flows, row=row, joined=row.joined)
+    return Lists(model=model, blocks=tuple(blocks.values()), flows=tuple(blocks), row=row, joined=row.joined)
 
 
 def _per_model(name: str, given: Any, count: int, several: bool) -> list[Any]:
@@ -269,7 +268,10 @@ def _flow(model: nn.Module, members: tuple[nn.Module, ...], pattern: ForwardPatt
     flow = next((flow for flow in known if flow.members(model) == members), None)
     if flow is None:
         return _flow_by_hand(model, members, pattern)
-    if not _agree(flow, pattern):
+    # In which slots the streams are, whatever they are called.
+    known_slots = (flow.bare, [name is None for name in flow.continues], flow.continues.index(flow.main))
+    said_slots = (pattern.bare, [name is None for name in pattern.slots], pattern.slots.index(HIDDEN))
+    if said_slots != known_slots:
         streams = ", ".join(stream or "a side output" for stream in flow.continues)
         warnings.warn(
             f"BlockAdapter: {flow.label} of {name} was declared as {pattern.name} {pattern.text}, but its "
@@ -278,13 +280,6 @@ def _flow(model: nn.Module, members: tuple[nn.Module, ...], pattern: ForwardPatt
             stacklevel=5,  # who called enable_cache
         )
     return flow
-
-
-def _agree(flow: BlockList, pattern: ForwardPattern) -> bool:
-    """Whether a pattern has the streams of a list in the same slots, whatever they are called."""
-    streams = [stream is not None for stream in flow.continues]
-    alike = flow.bare == pattern.bare and streams == [stream is not None for stream in pattern.slots]
-    return alike and flow.continues.index(flow.main) == pattern.slots.index(HIDDEN)
 
 
 def _flow_by_hand(model: nn.Module, members: tuple[nn.Module, ...], pattern: ForwardPattern) -> BlockList:

@@ -54,7 +54,7 @@ def steps_mask(
     one_of(*_POLICIES)("mask_policy", mask_policy)
     if total_steps is None or total_steps < 1:
         raise ConfigError(f"total_steps is {total_steps} with mask_policy; give the step count of the run.")
-    table = _alternate(*_POLICIES[mask_policy])
+    table = _from_bins(*_POLICIES[mask_policy], None)
     return table if total_steps == len(table) else stretch(table, total_steps)
 
 
@@ -67,18 +67,13 @@ def _from_bins(compute: Sequence[int], cache: Sequence[int], total: int | None) 
             f"compute_bins has {len(compute)} bins and cache_bins {len(cache)}; they alternate, compute "
             "first, so give as many cache bins as compute bins or one less."
         )
-    mask = _alternate(compute, cache)
+    mask: list[int] = []
+    for computed, cached in zip_longest(compute, cache, fillvalue=0):
+        mask += [1] * computed + [0] * cached
     if total is not None and len(mask) != total:
         raise ConfigError(
             f"total_steps is {total} but the bins add up to {len(mask)} steps; make them equal."
         )
-    return mask
-
-
-def _alternate(compute: Sequence[int], cache: Sequence[int]) -> list[int]:
-    mask: list[int] = []
-    for computed, cached in zip_longest(compute, cache, fillvalue=0):
-        mask += [1] * computed + [0] * cached
     return mask
 
 
