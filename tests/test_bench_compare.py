@@ -105,7 +105,7 @@ def test_controls(bench: Bench) -> None:
         ("TaylorSeer attention", "interval 2, warm-up 2"),
         ("FirstBlockCache", "0.4"),
         ("MagCache", "0.5, retention 0.1"),
-        ("SeaCache", "1.5, at most 2, order 1"),
+        ("SeaCache", "1.5, at most 2, retention 2"),
         ("PAB", "every 2"),
         ("FasterCache", "every 2"),
         ("DBCache Taylor 1, warm-up 2", "0.4"),

@@ -72,7 +72,7 @@ def diffusers_systems() -> list[System]:
 
 def _taylor_lite() -> Iterator[System]:
     """TaylorSeer on the last projection alone: whole forwards are skipped, their output is forecast."""
-    for interval, warmup, order in product((2, 3, 4, 5, 6), (2, 3, 4, 5, 6, 8), (1, 2)):
+    for interval, warmup, order in product((2, 3, 4, 5, 6, 7, 8), (2, 3, 4, 5, 6, 8), (1, 2)):
         yield _taylor("TaylorSeer lite", interval, warmup, order, use_lite_mode=True)
 
 
@@ -112,19 +112,19 @@ def _taylor(name: str, interval: int, warmup: int, order: int, **modules: Any) -
 
 def _sea() -> Iterator[System]:
     """SeaCache needs what FluxPipeline does not tell it: without help it computes every step."""
-    settings = product((0.1, 0.2, 0.35, 0.6, 1.0, 1.5), (2, 4), (0, 1))
-    for threshold, most, order in settings:
+    limits = ((2, 2), (4, 2), (2, 5), (4, 5))
+    for threshold, (most, retention) in product((0.1, 0.2, 0.35, 0.6, 1.0, 1.5), limits):
         yield System(
             name="SeaCache",
-            strength=f"threshold {threshold:g}, at most {most}, order {order}",
+            strength=f"threshold {threshold:g}, at most {most}, retention {retention}",
             kind=Kind.DIFFUSERS,
-            applied=partial(_sea_applied, threshold, most, order),
+            applied=partial(_sea_applied, threshold, most, retention),
             fixed=False,
         )
 
 
 @contextmanager
-def _sea_applied(threshold: float, most: int, order: int, pipe: Any, cell: Cell) -> Iterator[None]:
+def _sea_applied(threshold: float, most: int, retention: int, pipe: Any, cell: Cell) -> Iterator[None]:
     model, scheduler = pipe.transformer, pipe.scheduler
     plain = model.cache_context
 
@@ -145,8 +145,7 @@ def _sea_applied(threshold: float, most: int, order: int, pipe: Any, cell: Cell)
         del pipe, cell
         return SeaCacheConfig(
             threshold=threshold,
-            residual_order=order,
-            retention_steps=2,
+            retention_steps=retention,
             max_consecutive_cached=most,
             power_exp=2.0,  # its documentation: 3.0 is for video
             raw_vision_callback=latents,

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cache_dit.bench.pictures import Cell, Picture, draw
-from cache_dit.bench.system import System
+from cache_dit.bench.system import Kind, System
 from cache_dit.metrics import psnr, ssim
 from cache_dit.report.flops import SDPA_MAPPING
 
@@ -24,6 +24,7 @@ _BATCH = 8
 # Counting FLOPs takes two to three times as long as drawing: of systems that decide by what they see, the
 # mean over so many pictures is kept.
 _COUNTED = 4
+_UNCACHED = System(name="uncached", strength="", kind=Kind.CONTROL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,18 +110,18 @@ class Bench:
             A score for each picture, in order.
         """
         size = _BATCH if system.fixed else 1
+        references = self._references(pictures)
         fraction = math.nan
         for start in range(0, len(pictures), size):
             batch = pictures[start : start + size]
-            references = self._references(batch)
             counted = start == 0 if system.fixed else start < _COUNTED
             drawn, flops = self._draw(system, batch, counted)
             fraction = flops / self._flops if counted else fraction if system.fixed else math.nan
-            for place, (picture, image) in enumerate(zip(batch, drawn, strict=True)):
+            for place, (picture, image) in enumerate(zip(batch, drawn, strict=True), start):
                 yield Score(
                     seed=picture.seed,
                     flops=fraction,
-                    time=self._time(system, picture) if start + place < timed else math.nan,
+                    time=self._time(system, picture) if place < timed else math.nan,
                     psnr=psnr(image, references[place], data_range=1.0),
                     ssim=ssim(image, references[place], data_range=1.0),
                 )
@@ -129,9 +130,10 @@ class Bench:
         missing = [picture for picture in pictures if picture not in self._uncached]
         for start in range(0, len(missing), _BATCH):
             batch = missing[start : start + _BATCH]
-            with counting(self.pipe.transformer) as count:
-                self._uncached.update(zip(batch, draw(self.pipe, batch, self.cell), strict=True))
-            self._flops = count.total / len(batch)
+            counted = not self._uncached
+            drawn, flops = self._draw(_UNCACHED, batch, counted)
+            self._flops = flops if counted else self._flops
+            self._uncached.update(zip(batch, drawn, strict=True))
         return [self._uncached[picture] for picture in pictures]
 
     def _draw(self, system: System, pictures: Sequence[Picture], counted: bool) -> tuple[Tensor, float]:
@@ -153,10 +155,7 @@ class Bench:
         seconds = [0.0, 0.0]
         for place in (0, 1) if picture.seed % 2 else (1, 0):
             start = time.process_time()
-            if place:
-                self._draw(system, [picture], False)
-            else:
-                draw(self.pipe, [picture], self.cell)
+            self._draw(system if place else _UNCACHED, [picture], False)
             seconds[place] = time.process_time() - start
         return seconds[1] / seconds[0]
 

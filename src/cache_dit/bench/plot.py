@@ -38,7 +38,7 @@ def draw_fronts(rows: Sequence[Row], path: Path) -> Path:
     with new_figure(5.2 * columns + 2.6, 3.8 * lines + 0.4) as figure:
         grid = figure.subplots(lines, columns, sharex=True, squeeze=False)
         for axes, cell in zip(grid.flat, cells, strict=False):
-            axes.set_title(_title(cell), fontsize=10)
+            axes.set_title(_title(cell), fontsize=10, pad=14)  # above the names of the budgets
             axes.set(xlabel="FLOPs of the transformer, uncached run = 1", ylabel="mean PSNR, dB", xlim=_SHOWN)
             for name, budget in BUDGETS.items():
                 axes.axvline(budget, color="#dddddd", linewidth=0.8, zorder=0)

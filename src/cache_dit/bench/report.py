@@ -58,13 +58,12 @@ A setting is within a budget if it costs {SLACK:g} more at most. Of its settings
 one that is best on the training pictures; "-": none is that cheap."""
 
 
-def write_report(scores: Scores, folder: Path, command: str) -> list[Path]:
+def write_report(scores: Scores, folder: Path) -> list[Path]:
     """Write compare.md, compare.csv and compare.png.
 
     Args:
         scores: The result of `cache_dit.bench.store.read`.
         folder: It is made where there is none.
-        command: How the scores were made, for the reader.
 
     Returns:
         The three paths.
@@ -77,16 +76,16 @@ def write_report(scores: Scores, folder: Path, command: str) -> list[Path]:
         raise CacheDiTError("there are no scores of the report set; run `cache-dit bench compare` first.")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"compare.{ending}" for ending in ("md", "csv", "png")]
-    paths[0].write_text(markdown(training, report, command), encoding="utf-8")
+    paths[0].write_text(markdown(training, report), encoding="utf-8")
     paths[1].write_text(rows_as_csv([*training, *report]), encoding="utf-8")
     draw_fronts(report, paths[2])
     return paths
 
 
-def markdown(training: Sequence[Row], report: Sequence[Row], command: str) -> str:
+def markdown(training: Sequence[Row], report: Sequence[Row]) -> str:
     """The whole text: how it was measured, the budgets, the best settings, and every setting."""
     best = {name: best_at(budget, training, report) for name, budget in BUDGETS.items()}
-    parts = [_opening(training, report, command), "## Best mean PSNR at a budget\n"]
+    parts = [_opening(training, report), "## Best mean PSNR at a budget\n"]
     for cell in cells_of(report):
         parts += [f"### {_title(cell)}\n", _overview(cell, best)]
     parts.append("## The settings behind it\n")
@@ -117,7 +116,7 @@ def rows_as_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _opening(training: Sequence[Row], report: Sequence[Row], command: str) -> str:
+def _opening(training: Sequence[Row], report: Sequence[Row]) -> str:
     import diffusers
 
     tuned = max((row.pictures for row in training), default=0)
@@ -127,7 +126,8 @@ def _opening(training: Sequence[Row], report: Sequence[Row], command: str) -> st
         f"machine: {_processor()}, {os.cpu_count()} cores, one torch thread",
         f"python {platform.python_version()}, torch {torch.__version__}, diffusers {diffusers.__version__}, "
         f"cache_dit {__version__}",
-        f"command: `{command}`; from the scores of each picture alone: `cache-dit bench compare --report`",
+        "commands: `cache-dit bench compare --training`, then `cache-dit bench compare`; all this from the "
+        "scores by picture, which they leave: `cache-dit bench compare --report`",
         f"pictures: {max(row.pictures for row in report)} for each setting; settings were chosen on {tuned} "
         "others, of other prompts and seeds",
         "noise floor, uncached runs one by one against batches: "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -85,8 +83,7 @@ def compare(
             wanted = _wanted(only, stores, every_setting or training)
             _measure(cells, purpose, stores, prompts, 0 if training else timed, wanted)
         if not training:
-            command = shlex.join(["cache-dit", *sys.argv[1:]])
-            for path in write_report(read(stores), write, command):
+            for path in write_report(read(stores), write):
                 typer.echo(path)
 
 
