@@ -1,0 +1,222 @@
+"""Calibration: paths against brute force, searches on made-up runs, and the demo model from end to end."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import cache_dit
+from cache_dit.caching.attach.override import attachment_of
+from cache_dit.caching.gates.scheduled import ScheduleConfig
+from cache_dit.caching.maths.schedule import Schedule
+from cache_dit.demo import PROMPTS, load_pipeline
+from cache_dit.errors import ConfigError, ConfigTypeError
+from cache_dit.tune import DPCache, LeMiCa, calibrate
+from cache_dit.tune.paths import bottleneck_path, cheapest_path
+from cache_dit.tune.recording import Call, Recording, record
+
+DEMO = {"height": 64, "width": 64, "max_sequence_length": 10}
+TOTAL = 6
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return load_pipeline()
+
+
+def paths(total: int, count: int) -> Iterator[tuple[int, ...]]:
+    """Every choice of `count` steps with step 0."""
+    for rest in itertools.combinations(range(1, total), count - 1):
+        yield (0, *rest)
+
+
+def edges(path: tuple[int, ...], total: int) -> list[tuple[int, int]]:
+    return list(itertools.pairwise((*path, total)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("count", [1, 2, 4, 7, 8])
+def test_the_bottleneck_path_is_the_best_of_all(seed: int, count: int) -> None:
+    rng, total = random.Random(seed), 8
+    # Few different weights, so that ties have to be broken by the next worst edge.
+    weights = {(i, j): float(rng.randrange(4)) for i in range(total) for j in range(i + 1, total + 1)}
+
+    def rank(path: tuple[int, ...]) -> list[float]:
+        return sorted((weights[edge] for edge in edges(path, total)), reverse=True)
+
+    found = bottleneck_path(weights, total, count)
+    assert found is not None
+    assert len(found) == count
+    assert rank(found) == min(map(rank, paths(total, count)))
+
+
+def test_the_bottleneck_path_prefers_two_bad_gaps_to_one_worse() -> None:
+    weights = {(i, j): 0.0 for i in range(6) for j in range(i + 1, 7)}
+    weights |= {(0, 2): 3.0, (2, 4): 3.0, (4, 6): 3.0, (0, 1): 0.0, (1, 5): 4.0, (5, 6): 0.0}
+    only = {edge: weights[edge] for edge in ((0, 2), (2, 4), (4, 6), (0, 1), (1, 5), (5, 6))}
+    assert bottleneck_path(only, 6, 3) == (0, 2, 4), "a sum would take 0, 1, 5"
+
+
+def test_without_an_allowed_path_there_is_none() -> None:
+    assert bottleneck_path({(0, 2): 1.0, (2, 4): 1.0}, 4, 3) is None
+    assert cheapest_path(lambda i, j, k: 0.0, (0, 1), 8, 3, longest=3) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("count", "longest"), [(3, 8), (5, 4), (8, 2), (3, 4)])
+def test_the_cheapest_path_is_the_best_of_all(seed: int, count: int, longest: int) -> None:
+    rng, total = random.Random(seed), 8
+    costs = {triple: rng.random() for triple in itertools.combinations(range(total + 1), 3)}
+
+    def cost(path: tuple[int, ...]) -> float:
+        steps = (*path, total)
+        return sum(costs[triple] for triple in zip(steps, steps[1:], steps[2:], strict=False))
+
+    found = cheapest_path(lambda *triple: costs[triple], (0, 1), total, count, longest)
+    allowed = [
+        path
+        for path in paths(total, count)
+        if path[1] == 1 and all(j - i <= longest for i, j in edges(path, total)[1:])
+    ]
+    assert found == min(allowed, key=cost)
+
+
+def recording(values: list[float]) -> Recording:
+    outputs = torch.tensor(values)[:, None].expand(-1, 3).contiguous()
+    return Recording(None, torch.zeros(len(values), 1), outputs, None)
+
+
+def test_dpcache_computes_where_the_output_bends() -> None:
+    # Straight, but for bends at the steps 5 and 9.
+    values = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 4.0, 3.0, 2.0, 1.0, 3.0, 5.0, 7.0, 9.0]
+    seen = [DPCache(warmup=2).look(recording(values), rerun)]
+    assert DPCache(warmup=2).choose(seen, 14, 6) == (0, 1, 5, 6, 9, 10)
+
+
+def test_dpcache_averages_over_runs() -> None:
+    bent_at_3 = [0.0, 0.0, 0.0, 0.0, 9.0, 18.0, 27.0, 36.0]
+    bent_at_5 = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0]
+    search = DPCache(warmup=2)
+    first, second = (search.look(recording(values), rerun) for values in (bent_at_3, bent_at_5))
+    assert search.choose([first], 8, 4) == (0, 1, 3, 4)
+    assert search.choose([second], 8, 4) == (0, 1, 5, 6)
+    assert search.choose([first, second], 8, 4) == (0, 1, 3, 4), "the larger error counts"
+
+
+def rerun(*configs: Any) -> Any:
+    raise AssertionError("this search needs no second run")
+
+
+def test_a_recording_is_the_run(pipe: Any) -> None:
+    made = record(pipe, Call(PROMPTS[0], TOTAL, 0, {**DEMO, "true_cfg_scale": 2.0, "negative_prompt": ""}))
+    assert made.noise is not None
+    assert made.noise.strides is not None
+    assert made.start is not None
+    strides = torch.tensor(made.noise.strides)[:, None]
+    first, second = made.outputs.chunk(2, dim=1)
+    before = torch.stack([made.start, *made.latents[:-1]])
+    # FluxPipeline computes the conditional branch first.
+    torch.testing.assert_close(before + strides * (second + 2.0 * (first - second)), made.latents)
+
+
+def test_calibration_leaves_the_pipeline_as_it_was(pipe: Any) -> None:
+    before = dict(vars(pipe.transformer))
+    schedule = calibrate(pipe, PROMPTS[:2], computed_steps=4, num_inference_steps=TOTAL, **DEMO)
+    assert dict(vars(pipe.transformer)) == before
+    assert not pipe.transformer._forward_hooks
+    assert len(schedule.computed) == 4
+    assert schedule.total == TOTAL
+    assert schedule.model == "FluxTransformer2DModel"
+    assert schedule.method == "DPCache"
+    assert set(schedule.versions) == {"cache_dit", "diffusers", "torch"}
+
+
+@pytest.mark.parametrize("search", [DPCache(), LeMiCa(longest_gap=2)])
+def test_an_error_in_a_run_leaves_the_pipeline_as_it_was(pipe: Any, search: Any) -> None:
+    def fail(module: Any, args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > TOTAL + 2:
+            raise RuntimeError("out of memory")
+
+    calls = 0
+    handle = pipe.transformer.x_embedder.register_forward_pre_hook(fail)
+    with handle, pytest.raises(RuntimeError, match="out of memory"):
+        calibrate(pipe, PROMPTS[:2], computed_steps=4, num_inference_steps=TOTAL, search=search, **DEMO)
+    assert not pipe.transformer._forward_hooks
+    assert attachment_of(pipe.transformer) is None
+
+
+def test_lemica_weighs_gaps_by_what_they_do_to_the_result(pipe: Any) -> None:
+    search = LeMiCa(longest_gap=2)
+    schedule = calibrate(
+        pipe, PROMPTS[:1], computed_steps=4, num_inference_steps=TOTAL, search=search, **DEMO
+    )
+    made = record(pipe, Call(PROMPTS[0], TOTAL, 0, DEMO))
+    weights = search.look(made, lambda cache, calibrator: made.latents[-1] + len(cache.schedule.computed))
+    assert weights[0, 1] == 0.0, "nothing is skipped"
+    assert weights[3, 5] == pytest.approx(TOTAL - 1), "one step is skipped"
+    assert weights[4, 6] == pytest.approx(TOTAL - 1), "up to the end"
+    assert (0, 3) not in weights
+    assert schedule.method == "LeMiCa"
+    assert len(schedule.computed) == 4
+
+
+def test_a_schedule_decides_in_the_next_run(pipe: Any) -> None:
+    config = ScheduleConfig(schedule=Schedule(total=TOTAL, computed=(0, 1, 3)))
+    cache_dit.enable_cache(pipe, config)
+    try:
+        pipe(PROMPTS[0], num_inference_steps=TOTAL, output_type="latent", **DEMO)
+        (stats,) = cache_dit.summary(pipe, logging=False)
+    finally:
+        cache_dit.disable_cache(pipe)
+    assert stats.cached_steps == [2, 4, 5]
+
+
+def test_a_cached_pipeline_is_refused(pipe: Any) -> None:
+    cache_dit.enable_cache(pipe)
+    try:
+        with pytest.raises(ConfigError, match="is cached, but calibration needs to see it uncached"):
+            calibrate(pipe, PROMPTS[:1], computed_steps=4, num_inference_steps=TOTAL, **DEMO)
+    finally:
+        cache_dit.disable_cache(pipe)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"prompts": "a red house"}, ConfigError, "prompts is 'a red house'; give a list of one prompt"),
+        ({"prompts": []}, ConfigError, "give a list of one prompt or more"),
+        ({"computed_steps": 0}, ConfigError, "computed_steps is 0"),
+        ({"computed_steps": 7}, ConfigError, "computed_steps is 7 of a run of 6 steps"),
+        ({"search": "LeMiCa"}, ConfigTypeError, "search is of type str; give a Search"),
+        ({"search": DPCache(longest_gap=1), "computed_steps": 3}, ConfigError, "a larger longest_gap"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(
+    pipe: Any, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    given = {"prompts": PROMPTS[:1], "computed_steps": 3, "num_inference_steps": TOTAL, **DEMO, **change}
+    with pytest.raises(error, match=message):
+        calibrate(pipe, **given)
+
+
+def test_a_pipeline_without_a_callback_is_refused(pipe: Any) -> None:
+    class Plain:
+        components = pipe.components
+
+        def __call__(self, prompt: str) -> None: ...
+
+    with pytest.raises(ConfigError, match="Plain takes no callback_on_step_end"):
+        calibrate(Plain(), PROMPTS[:1], computed_steps=3, num_inference_steps=TOTAL)
+
+
+@pytest.mark.parametrize("bad", [{"warmup": 1}, {"longest_gap": 0}])
+def test_bad_options_of_a_search_are_named(bad: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(bad))} is"):
+        DPCache(**bad)
