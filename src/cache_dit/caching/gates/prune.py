@@ -48,7 +48,7 @@ class DBPruneConfig(BasicCacheConfig):
     Attributes:
         place: Default `Place.BLOCKS`: each block is kept and forecast by itself.
         enable_dynamic_prune_threshold: From the fifth changed block of a step on, the threshold is `ratio`
-            times the mean of the first five changes, where that is between it and `max`. Default False.
+            times the mean of the first five, where that is between the plain one and `max`. Default False.
         max_dynamic_prune_threshold: The `max` above. None (default): twice `residual_diff_threshold`.
         dynamic_prune_threshold_relax_ratio: The `ratio` above. Default 1.25.
         non_prune_block_ids: Blocks that are always computed, numbered in their list from 0. Default none.
