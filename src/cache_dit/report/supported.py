@@ -47,8 +47,12 @@ def supported_matrix() -> str:
     try:
         import diffusers
     except ImportError:
-        diffusers = None
-    sources = {} if diffusers is None else _sources(Path(diffusers.__file__).parent)
+        diffusers, sources = None, {}
+    else:
+        files = sorted((Path(diffusers.__file__).parent / "pipelines").rglob("*.py"))
+        texts = [file.read_text(encoding="utf-8") for file in files]
+        # The text of the file that each pipeline class is defined in.
+        sources = {name: text for text in texts for name in _CLASS.findall(text)}
     return "\n".join([*_HEAD, *(_line(row, getattr(diffusers, row.name, None), sources) for row in ROWS)])
 
 
@@ -68,12 +72,6 @@ def guidance_of(source: str) -> str | None:
     if not _GUIDED.search(source):
         return "none"
     return "separate calls" if calls > 1 and not _DOUBLED.search(source) else "one batch"
-
-
-def _sources(root: Path) -> dict[str, str]:
-    """The text of the file that each pipeline class is defined in."""
-    texts = [path.read_text(encoding="utf-8") for path in sorted((root / "pipelines").rglob("*.py"))]
-    return {name: text for text in texts for name in _CLASS.findall(text)}
 
 
 def _families(row: Row) -> list[str]:

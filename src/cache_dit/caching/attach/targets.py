@@ -172,7 +172,11 @@ def _lists(model: nn.Module, given: list[tuple[nn.Module, ...]], patterns: Any, 
         return _lists_by_row(model)
     if patterns is None and auto:
         return undeclared(model, tuple(given))
-    chosen = _patterns(patterns)
+    chosen = list(patterns) if isinstance(patterns, (list, tuple)) else [patterns]
+    for pattern in chosen:
+        if not isinstance(pattern, ForwardPattern):
+            known = ", ".join(map(str, ForwardPattern))
+            raise ConfigError(f"BlockAdapter: forward_pattern is {pattern!r}; give one of {known}.")
     given = given or _discover(model, chosen)
     if len(chosen) == 1:
         chosen = chosen * len(given)
@@ -184,15 +188,6 @@ def _lists(model: nn.Module, given: list[tuple[nn.Module, ...]], patterns: Any, 
     flows = tuple(map(_flow, repeat(model), given, chosen))
     lists, row = Lists(model=model, blocks=tuple(given), flows=flows), row_of(type(model))
     return lists if row is None else replace(lists, row=row, joined=row.joined and flows == row.lists)
-
-
-def _patterns(given: Any) -> list[ForwardPattern]:
-    patterns = list(given) if isinstance(given, (list, tuple)) else [given]
-    for pattern in patterns:
-        if not isinstance(pattern, ForwardPattern):
-            known = ", ".join(map(str, ForwardPattern))
-            raise ConfigError(f"BlockAdapter: forward_pattern is {pattern!r}; give one of {known}.")
-    return patterns
 
 
 def _members(model: nn.Module, blocks: Any, names: Any) -> list[tuple[nn.Module, ...]]:
@@ -285,19 +280,16 @@ def _flow(model: nn.Module, members: tuple[nn.Module, ...], pattern: ForwardPatt
 def _flow_by_hand(model: nn.Module, members: tuple[nn.Module, ...], pattern: ForwardPattern) -> BlockList:
     """The data flow of a list; H and E are the first two arguments where they have other names."""
     names = parameters_of(members[0])
-    continues: list[str | None] = []
-    for stream in pattern.slots:
-        place = 0 if stream == HIDDEN else 1
-        if stream is None or stream in names:
-            continues.append(stream)
-        elif HIDDEN not in names and place < len(names):
-            continues.append(names[place])
-        else:
-            raise PatternError(
-                f"{type(members[0]).__name__} takes ({', '.join(names)}), so it cannot have {pattern.name} "
-                f"{pattern.text}: there is no {'second stream' if stream == ENCODER else 'hidden state'}. "
-                "Choose another pattern, see ForwardPattern."
-            )
-    main = continues[pattern.slots.index(HIDDEN)]
-    assert main is not None  # every pattern has hidden states
-    return BlockList(path_of(model, members), tuple(continues), bare=pattern.bare, main=main)
+    called = {
+        stream: stream if stream in names or HIDDEN in names else names[place]
+        for place, stream in enumerate((HIDDEN, ENCODER)[: len(names)])
+    }
+    lacking = [stream for stream in pattern.slots if stream and called.get(stream) not in names]
+    if lacking:
+        raise PatternError(
+            f"{type(members[0]).__name__} takes ({', '.join(names)}), so it cannot have {pattern.name} "
+            f"{pattern.text}: there is no {'second stream' if ENCODER in lacking else 'hidden state'}. "
+            "Choose another pattern, see ForwardPattern."
+        )
+    slots = tuple(stream and called[stream] for stream in pattern.slots)
+    return BlockList(path_of(model, members), slots, bare=pattern.bare, main=called[HIDDEN])
