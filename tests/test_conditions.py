@@ -29,7 +29,7 @@ from torch import Tensor
 import cache_dit
 from cache_dit import DBCacheConfig, Request, TaylorSeerCalibratorConfig
 from cache_dit.api import attachments_of
-from cache_dit.caching.maths.gates import Reason
+from cache_dit.caching.maths.gate import Reason
 from cache_dit.errors import ConfigError, EngineError
 
 CONFIG = DBCacheConfig(

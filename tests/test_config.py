@@ -14,15 +14,21 @@ from cache_dit import (
     CalibratorConfig,
     DBCacheConfig,
     ParamsModifier,
+    Place,
     TaylorSeerCalibratorConfig,
     steps_mask,
     strify,
 )
-from cache_dit.caching.maths.forecasters import Reuse, TaylorSeer
-from cache_dit.caching.maths.gates import ResidualGate
+from cache_dit.caching.forecasters.newton import Newton
+from cache_dit.caching.forecasters.reuse import Reuse
+from cache_dit.caching.gates.always import Always
+from cache_dit.caching.gates.residual import ResidualGate
+from cache_dit.caching.maths.gate import Policy, Reason
 from cache_dit.errors import CacheDiTError, ConfigError, ConfigTypeError
 
 DEFAULTS = {
+    "place": Place.MIDDLE,
+    "correction_order": None,
     "Fn_compute_blocks": 8,
     "Bn_compute_blocks": 0,
     "residual_diff_threshold": 0.08,
@@ -123,7 +129,7 @@ def test_every_field_is_checked(field: str) -> None:
     [
         (DBCacheConfig, "Fn_compute_block", "Did you mean 'Fn_compute_blocks'?"),
         (DBCacheConfig, "residual_threshold", "Did you mean 'residual_diff_threshold'?"),
-        (DBCacheConfig, "zzz", "Known are: Fn_compute_blocks, "),
+        (DBCacheConfig, "zzz", "Known are: place, correction_order, Fn_compute_blocks, "),
         (BasicCacheConfig, "max_warmup_step", "Did you mean 'max_warmup_steps'?"),
         (TaylorSeerCalibratorConfig, "taylorseer_oder", "Did you mean 'taylorseer_order'?"),
         (CalibratorConfig, "taylorseer_order", "Known are: enable_calibrator, "),
@@ -174,17 +180,17 @@ def test_bad_calibrator(given: dict[str, Any], error: type[Exception], words: st
 
 def test_forecaster_of_each_stream() -> None:
     taylor = TaylorSeerCalibratorConfig(taylorseer_order=2)
-    assert taylor.forecaster(main=True) == taylor.forecaster(main=False) == TaylorSeer(2)
+    assert taylor.forecaster(main=True) == taylor.forecaster(main=False) == Newton(2)
     main_only = TaylorSeerCalibratorConfig(enable_encoder_calibrator=False)
-    assert main_only.forecaster(main=True) == TaylorSeer(1)
+    assert main_only.forecaster(main=True) == Newton(1)
     assert main_only.forecaster(main=False) == Reuse()
     others_only = TaylorSeerCalibratorConfig(enable_calibrator=False)
     assert others_only.forecaster(main=True) == Reuse()
-    assert others_only.forecaster(main=False) == TaylorSeer(1)
+    assert others_only.forecaster(main=False) == Newton(1)
     assert CalibratorConfig().forecaster(main=True) == Reuse()
 
 
-def test_gate_takes_over_every_rule() -> None:
+def test_policy_takes_over_every_rule() -> None:
     config = DBCacheConfig(
         residual_diff_threshold=0.2,
         max_warmup_steps=3,
@@ -193,18 +199,14 @@ def test_gate_takes_over_every_rule() -> None:
         max_continuous_cached_steps=5,
         max_accumulated_residual_diff_threshold=0.4,
         steps_computation_mask=[1, 0, 1],
-        steps_computation_policy="static",
     )
-    assert config.gate() == ResidualGate(
-        threshold=0.2,
-        warmup=3,
-        warmup_interval=2,
-        max_cached=7,
-        max_continuous=5,
-        max_accumulated=0.4,
-        mask=(1, 0, 1),
-        static=True,
-    )
+    limits = {"warmup": 3, "warmup_interval": 2, "mask": (1, 0, 1)}
+    dynamic = Policy(gate=ResidualGate(0.2), max_cached=7, max_continuous=5, max_accumulated=0.4, **limits)
+    assert config.policy() == dynamic
+    static = dataclasses.replace(config, steps_computation_policy="static")
+    assert static.policy() == Policy(gate=Always(Reason.MASK), **limits)
+    free = DBCacheConfig(residual_diff_threshold=1.0)
+    assert free.policy() == Policy(gate=Always(Reason.ALWAYS), warmup=8)
     assert not DBCacheConfig(steps_computation_policy="static").static, (
         "without a mask there is nothing static"
     )

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import cache_dit
 from cache_dit import DBCacheConfig, ForwardPattern, Request, diagnose, enable_cache
-from cache_dit.caching.maths.gates import ResidualGate
+from cache_dit.caching.gates.residual import ResidualGate
 from cache_dit.cli.app import app
 from cache_dit.report import Problem, findings, summary
 from cache_dit.report import stats as stats_module

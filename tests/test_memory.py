@@ -22,7 +22,7 @@ import cache_dit
 from cache_dit import CalibratorConfig, DBCacheConfig, Request, TaylorSeerCalibratorConfig
 from cache_dit.api import attachments_of
 from cache_dit.caching.engine.state import SegmentState
-from cache_dit.caching.maths.gates import Reason
+from cache_dit.caching.maths.gate import Reason
 
 CONFIG = DBCacheConfig(
     Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold=0.9, max_continuous_cached_steps=2

@@ -31,8 +31,8 @@ from cache_dit.api import attachments_of
 from cache_dit.caching.engine.plan import Segment
 from cache_dit.caching.engine.records import StepRecord
 from cache_dit.caching.engine.state import SegmentState
-from cache_dit.caching.maths.forecasters import Reuse
-from cache_dit.caching.maths.gates import Reason
+from cache_dit.caching.forecasters.reuse import Reuse
+from cache_dit.caching.maths.gate import Reason
 from cache_dit.caching.models.row import BlockList, Row, modules_at
 from cache_dit.caching.models.rows import ROWS, row_of
 from cache_dit.errors import ConfigError
@@ -124,7 +124,7 @@ def segments_of(model: Any) -> tuple[Segment, ...]:
 
 def deciding(model: Any) -> list[int]:
     """The segments that take a decision of their own: the first of each list, or of all together."""
-    return [number for number, segment in enumerate(segments_of(model)) if segment.gate is not None]
+    return [number for number, segment in enumerate(segments_of(model)) if segment.policy is not None]
 
 
 def decisions(model: Any, segment: int = 0) -> str:
@@ -143,7 +143,7 @@ def nothing_learnt(patch: pytest.MonkeyPatch) -> None:
 
     plain = SegmentState.with_sides
     patch.setattr(SegmentState, "with_sides", with_sides)
-    patch.setattr(Reuse, "predict", lambda _, state, step: torch.zeros_like(state))
+    patch.setattr(Reuse, "predict", lambda _, state, at: torch.zeros_like(state))
 
 
 def uncalled(kwargs: Inputs) -> set[int]:

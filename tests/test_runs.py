@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import cache_dit
 from cache_dit import DBCacheConfig, Request, TaylorSeerCalibratorConfig
 from cache_dit.api import attachments_of
-from cache_dit.caching.maths.gates import Reason
+from cache_dit.caching.maths.gate import Reason
 
 STEPS = 6
 CONFIG = DBCacheConfig(

@@ -23,7 +23,7 @@ from cache_dit import (
     enable_cache,
     summary,
 )
-from cache_dit.caching.maths.gates import ResidualGate
+from cache_dit.caching.gates.residual import ResidualGate
 from cache_dit.report import stats as stats_module
 from cache_dit.report.flops import SDPA_MAPPING, forward_flops
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 import cache_dit
 from cache_dit import DBCacheConfig, TaylorSeerCalibratorConfig
 from cache_dit.api import attachments_of
-from cache_dit.caching.attach.planning import parameters_of
+from cache_dit.caching.attach.declared import parameters_of
 from cache_dit.caching.models.rows import row_of
 
 STEPS = 6

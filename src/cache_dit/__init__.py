@@ -16,12 +16,14 @@ from cache_dit.caching.block_adapters import (
 )
 from cache_dit.caching.config import (
     BasicCacheConfig,
+    CacheConfig,
     CacheType,
     CalibratorConfig,
     DBCacheConfig,
-    TaylorSeerCalibratorConfig,
+    Place,
 )
 from cache_dit.caching.engine.requests import Request
+from cache_dit.caching.forecasters.taylorseer import TaylorSeerCalibratorConfig
 from cache_dit.caching.maths.masks import steps_mask
 from cache_dit.caching.patch_functors import PatchFunctor
 from cache_dit.errors import CacheDiTError
@@ -52,6 +54,7 @@ __all__ = [
     "BasicCacheConfig",
     "BlockAdapter",
     "BlockAdapterRegister",
+    "CacheConfig",
     "CacheDiTError",
     "CacheStats",
     "CacheType",
@@ -68,6 +71,7 @@ __all__ = [
     "Pattern_3",
     "Pattern_4",
     "Pattern_5",
+    "Place",
     "Request",
     "TaylorSeerCalibratorConfig",
     "__version__",

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from cache_dit.caching.attach.attachment import Attachment, attachment
+from cache_dit.caching.attach.declared import Lists, Setting
 from cache_dit.caching.attach.override import attachment_of, close_runs, open_runs, put_on, rebind, take_off
-from cache_dit.caching.attach.planning import Lists, Setting, fitting_default
+from cache_dit.caching.attach.planning import fitting_default
 from cache_dit.caching.attach.targets import cached_models, compiled_of, lists_of, patched
 from cache_dit.caching.attach.timeline import pipeline_request
 from cache_dit.caching.block_adapters.adapter import ParamsModifier
 from cache_dit.caching.block_adapters.register import adapter_of
-from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
+from cache_dit.caching.config import CacheConfig, CalibratorConfig
 from cache_dit.caching.options import Override, instance_of, optional, reject_unknown
 from cache_dit.errors import ConfigError
 
@@ -25,7 +26,7 @@ _OPTIONS = ("cache_config", "calibrator_config", "params_modifiers")
 
 def enable_cache(
     pipe_or_adapter: _Target,
-    cache_config: BasicCacheConfig | Override | None = None,
+    cache_config: CacheConfig | Override | None = None,
     calibrator_config: CalibratorConfig | None = None,
     params_modifiers: _Modifiers | None = None,
     **unknown: Any,
@@ -58,7 +59,7 @@ def enable_cache(
         >>> cache_dit.summary(pipe)
     """
     reject_unknown("enable_cache", unknown, _OPTIONS)
-    optional(instance_of(BasicCacheConfig, Override))("cache_config", cache_config)
+    optional(instance_of(CacheConfig, Override))("cache_config", cache_config)
     optional(instance_of(CalibratorConfig))("calibrator_config", calibrator_config)
     adapter = adapter_of(pipe_or_adapter)
     calibrator = calibrator_config or CalibratorConfig()
@@ -122,7 +123,7 @@ def disable_cache(pipe_or_adapter: _Target) -> _Target:
 def refresh_context(
     pipe_or_adapter: Any,
     num_inference_steps: int | None = None,
-    cache_config: BasicCacheConfig | Override | None = None,
+    cache_config: CacheConfig | Override | None = None,
     calibrator_config: CalibratorConfig | None = None,
     verbose: bool = False,
 ) -> None:
@@ -140,7 +141,7 @@ def refresh_context(
     Raises:
         ConfigError: Caching is not enabled here, or an option does not fit.
     """
-    optional(instance_of(BasicCacheConfig, Override))("cache_config", cache_config)
+    optional(instance_of(CacheConfig, Override))("cache_config", cache_config)
     optional(instance_of(CalibratorConfig))("calibrator_config", calibrator_config)
 
     def change(setting: Setting) -> Setting:
@@ -175,7 +176,7 @@ def attachments_of(pipe_or_adapter: Any) -> list[Attachment]:
 
 def _settings(
     lists: Lists,
-    config: BasicCacheConfig | Override | None,
+    config: CacheConfig | Override | None,
     calibrator: CalibratorConfig,
     modifiers: Sequence[ParamsModifier],
     separate_cfg: bool | None,

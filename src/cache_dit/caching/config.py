@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
-from cache_dit.caching.maths.forecasters import Forecaster, Reuse, TaylorSeer
-from cache_dit.caching.maths.gates import ResidualGate
-from cache_dit.caching.options import Options, flag, one_of, option, optional, options, real, whole
+import torch
+
+from cache_dit.caching.forecasters.reuse import Reuse
+from cache_dit.caching.gates.always import Always
+from cache_dit.caching.gates.residual import ResidualGate
+from cache_dit.caching.maths.forecaster import Forecaster
+from cache_dit.caching.maths.gate import Gate, Policy, Reason
+from cache_dit.caching.options import (
+    Options,
+    flag,
+    instance_of,
+    one_of,
+    option,
+    optional,
+    options,
+    real,
+    whole,
+)
 from cache_dit.errors import ConfigError, ConfigTypeError
 
 
@@ -17,6 +33,36 @@ class CacheType(Enum):
 
     NONE = "NONE"
     DBCache = "DBCache"
+    DBPrune = "DBPrune"
+    OTHER = "another method"
+
+
+class Place(Enum):
+    """What a skipped step leaves out."""
+
+    MIDDLE = "the blocks between the first and the last that are always computed, as a whole"
+    BLOCKS = "the same blocks, each kept and forecast by itself"
+    OUTPUT = "the whole transformer; its output is forecast"
+    ATTENTION = "the attention modules of the blocks"
+    MLP = "the feed-forward modules of the blocks"
+    SUBMODULES = "the attention and the feed-forward modules of the blocks"
+
+
+class Kind(Enum):
+    """A kind of module inside of a block."""
+
+    SPATIAL = "self-attention, of the tokens of one frame or of all"
+    TEMPORAL = "attention along the frames"
+    CROSS = "attention to the text"
+    MLP = "feed-forward"
+
+
+class Region(NamedTuple):
+    """Blocks `[start, stop)` of a list, in blocks, that one policy decides over; None: the first region's."""
+
+    start: int
+    stop: int
+    policy: Policy | None
 
 
 def _mask(name: str, value: Any) -> None:
@@ -27,19 +73,19 @@ def _mask(name: str, value: Any) -> None:
 
 
 @options
-class BasicCacheConfig(Options):
-    """Options that every block cache has.
+class CacheConfig(Options):
+    """Options that every method has; a method is a subclass with a gate.
 
     Attributes:
-        Fn_compute_blocks: First blocks of a list that are always computed; their residual is the signal.
-            Where one decision covers several lists it counts in the first. Default 8.
+        place: What a skipped step leaves out. Default `Place.MIDDLE`.
+        correction_order: Put right at the next computed step what forecasts got wrong on skipped ones, with an
+            interpolating polynomial of this degree, see `engine.correction`; costs that many outputs of the
+            transformer and two more. Needs a sampler that moves the latent by a multiple of the output (Euler on
+            flow matching, the usual one); with others nothing is corrected. None (default): no correction.
+        Fn_compute_blocks: First blocks of a list that are always computed. Where one decision covers several
+            lists it counts in the first. Default 0.
         Bn_compute_blocks: Last blocks that are always computed. Default 0.
-        residual_diff_threshold: A step is skipped while the relative L1 change of the first blocks' residual
-            since the last computed step is below this. 0 never skips, 1 or more skips whatever the change
-            is. Default 0.08.
-        max_accumulated_residual_diff_threshold: Largest sum of those changes over skipped steps in a row;
-            starts anew at each computed step. None: no limit.
-        max_warmup_steps: First steps that are computed. Default 8.
+        max_warmup_steps: First steps that are computed. Default 0.
         warmup_interval: Within the warm-up only every n-th step is computed for certain. Default 1.
         max_cached_steps: Most skipped steps in a run; -1: no limit.
         max_continuous_cached_steps: Most skipped steps in a row; -1: no limit.
@@ -52,8 +98,8 @@ class BasicCacheConfig(Options):
             pipeline, or unknown.
         steps_computation_mask: 1 must compute, 0 may skip, for each step; replaces the warm-up. See
             `cache_dit.steps_mask`.
-        steps_computation_policy: "dynamic": a 0 is decided by the threshold. "static": a 0 is skipped, and
-            not even the first blocks run.
+        steps_computation_policy: "dynamic": a 0 is decided by the method. "static": a 0 is skipped, and not
+            even the first blocks run.
         force_refresh_step_hint: Step at which everything kept is dropped and counting starts again, for
             pipelines with several denoising stages in one call. None: never.
         force_refresh_step_policy: "once" at that step, or "repeat" every that many steps.
@@ -61,11 +107,18 @@ class BasicCacheConfig(Options):
             error, before it costs memory. -1: no limit. See `cache_dit.Request`. Default 64.
     """
 
-    Fn_compute_blocks: int = option(whole(1), default=8)
+    cache_type: ClassVar[CacheType] = CacheType.OTHER
+    method: ClassVar[str] = ""
+    """Name of the method, as published."""
+
+    each_region_decides: ClassVar[bool] = False
+    """Whether the regions of every list decide for themselves, also where lists decide together."""
+
+    place: Place = option(instance_of(Place), default=Place.MIDDLE)
+    correction_order: int | None = option(optional(whole(1)), default=None)
+    Fn_compute_blocks: int = option(whole(0), default=0)
     Bn_compute_blocks: int = option(whole(0), default=0)
-    residual_diff_threshold: float = option(real(0.0), default=0.08)
-    max_accumulated_residual_diff_threshold: float | None = option(optional(real(0.0)), default=None)
-    max_warmup_steps: int = option(whole(0), default=8)
+    max_warmup_steps: int = option(whole(0), default=0)
     warmup_interval: int = option(whole(1), default=1)
     max_cached_steps: int = option(whole(1, unlimited=True), default=-1)
     max_continuous_cached_steps: int = option(whole(1, unlimited=True), default=-1)
@@ -86,31 +139,39 @@ class BasicCacheConfig(Options):
             check_mask_length(mask, total)
 
     @property
-    def cache_type(self) -> CacheType:
-        """The family of methods."""
-        return CacheType.DBCache
-
-    @property
     def static(self) -> bool:
         """Whether the mask alone decides."""
         return self.steps_computation_mask is not None and self.steps_computation_policy == "static"
 
-    def gate(self) -> ResidualGate:
-        """The rule that decides, as configured here."""
+    def gate(self) -> Gate:
+        """The rule of this method, for steps that no limit decides."""
+        raise NotImplementedError
+
+    def policy(self) -> Policy:
+        """The rule within the limits that are set here."""
         mask = self.steps_computation_mask
-        return ResidualGate(
-            threshold=self.residual_diff_threshold,
+        return Policy(
+            gate=Always(Reason.MASK) if self.static else self.gate(),
             warmup=self.max_warmup_steps,
             warmup_interval=self.warmup_interval,
-            max_cached=self.max_cached_steps,
-            max_continuous=self.max_continuous_cached_steps,
-            max_accumulated=self.max_accumulated_residual_diff_threshold,
+            max_cached=-1 if self.static else self.max_cached_steps,
+            max_continuous=-1 if self.static else self.max_continuous_cached_steps,
             mask=None if mask is None else tuple(mask),
-            static=self.static,
         )
 
+    def policy_of(self, kind: Kind) -> Policy:
+        """The same for one kind of module inside of blocks, where those are what is skipped."""
+        return self.policy()
+
+    def regions(self, start: int, stop: int) -> tuple[Region, ...]:
+        """What is decided over, of the blocks `[start, stop)` of a list that may be skipped."""
+        if self.place is not Place.BLOCKS:
+            return (Region(start, stop, self.policy()),)
+        followers = (Region(block, block + 1, None) for block in range(start + 1, stop))
+        return (Region(start, start + 1, self.policy()), *followers)
+
     def strify(self) -> str:
-        """The short form used in benchmarks and file names.
+        """The short form used in benchmarks and file names: what is computed for certain, then the strength.
 
         Example:
             >>> DBCacheConfig(max_continuous_cached_steps=3).strify()
@@ -120,14 +181,59 @@ class BasicCacheConfig(Options):
             f"F{self.Fn_compute_blocks}B{self.Bn_compute_blocks}"
             f"_W{self.max_warmup_steps}I{self.warmup_interval}"
             f"M{max(self.max_cached_steps, 0)}MC{max(self.max_continuous_cached_steps, 0)}"
-            f"_R{self.residual_diff_threshold:g}"
+            f"_{self.label()}"
         )
+        if self.place is not Place.MIDDLE:
+            text += f"_{self.place.name}"
         if self.steps_computation_mask is not None:
             mask = "".join(str(int(entry)) for entry in self.steps_computation_mask)
             text += f"_SCM{mask}_{self.steps_computation_policy}"
         if self.enable_separate_cfg is not None:
             text += f"_CFG{int(self.enable_separate_cfg)}"
         return text
+
+    def label(self) -> str:
+        """The strength of the method in the short form, such as `R0.08`."""
+        raise NotImplementedError
+
+
+@options
+class BasicCacheConfig(CacheConfig):
+    """First n and last n blocks computed, the middle skipped while the first blocks change little.
+
+    Attributes:
+        Fn_compute_blocks: As in `CacheConfig`; their residual is the signal. Default 8.
+        max_warmup_steps: First steps that are computed. Default 8.
+        residual_diff_threshold: A step is skipped while the relative L1 change of the first blocks' residual
+            since the last computed step is below this. 0 never skips, 1 or more skips whatever the change
+            is. Default 0.08.
+        max_accumulated_residual_diff_threshold: Largest sum of those changes over skipped steps in a row;
+            starts anew at each computed step. None: no limit.
+    """
+
+    cache_type: ClassVar[CacheType] = CacheType.DBCache
+    method: ClassVar[str] = "DBCache"
+
+    Fn_compute_blocks: int = option(whole(1), default=8)
+    max_warmup_steps: int = option(whole(0), default=8)
+    residual_diff_threshold: float = option(real(0.0), default=0.08)
+    max_accumulated_residual_diff_threshold: float | None = option(optional(real(0.0)), default=None)
+
+    def gate(self) -> Gate:
+        """The first blocks' residual, or no measurement where the threshold admits any change."""
+        unmeasured = (
+            self.residual_diff_threshold >= 1.0 and self.max_accumulated_residual_diff_threshold is None
+        )
+        return Always() if unmeasured else ResidualGate(self.residual_diff_threshold)
+
+    def policy(self) -> Policy:
+        """The rule within the limits that are set here."""
+        limit = None if self.static else self.max_accumulated_residual_diff_threshold
+        return dataclasses.replace(super().policy(), max_accumulated=limit)
+
+    def label(self) -> str:
+        """`R` and the threshold."""
+        return f"R{self.residual_diff_threshold:g}"
 
 
 @options
@@ -148,16 +254,28 @@ class CalibratorConfig(Options):
         enable_encoder_calibrator: The same for every other stream, such as the text stream.
         calibrator_cache_type: "residual": the change over the segment is forecast and added to what enters
             it. "hidden_states": what leaves the segment is forecast.
+        forecast_axis: What forecasts are made along. "step": the number of the step. "sigma": the noise level,
+            or the timestep where there is none; for schedules with uneven steps.
+        cache_dtype: Type in which values are kept, such as `torch.bfloat16`; None (default): that of the stream.
+        memory_budget: Most bytes that forecasts of one branch may keep; the order of the forecaster is lowered
+            until it fits. None (default): no limit.
     """
 
     enable_calibrator: bool = option(flag, default=True)
     enable_encoder_calibrator: bool = option(flag, default=True)
     calibrator_cache_type: str = option(one_of("residual", "hidden_states"), default="residual")
+    forecast_axis: str = option(one_of("step", "sigma"), default="step")
+    cache_dtype: torch.dtype | None = option(optional(instance_of(torch.dtype)), default=None)
+    memory_budget: int | None = option(optional(whole(1)), default=None)
 
     def forecaster(self, *, main: bool) -> Forecaster:
         """The forecaster of the main stream or of another one."""
         enabled = self.enable_calibrator if main else self.enable_encoder_calibrator
-        return self._forecaster() if enabled else Reuse()
+        return self.method() if enabled else Reuse()
+
+    def method(self) -> Forecaster:
+        """The forecaster that this configuration is about."""
+        return Reuse()
 
     def strify(self) -> str:
         """`T0O0` for plain reuse."""
@@ -166,39 +284,6 @@ class CalibratorConfig(Options):
     def describe(self) -> str:
         """The forecaster in words."""
         return "the last computed change" if self.calibrator_cache_type == "residual" else "the last output"
-
-    def _forecaster(self) -> Forecaster:
-        return Reuse()
-
-
-@options
-class TaylorSeerCalibratorConfig(CalibratorConfig):
-    """Extrapolate over the last computed steps (TaylorSeer, arXiv 2503.06923), right at uneven gaps.
-
-    Attributes:
-        taylorseer_order: Degree of the polynomial, 1 to 4; costs one tensor a stream each. Default 1.
-    """
-
-    taylorseer_order: int = option(whole(1), default=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.taylorseer_order > 4:
-            raise ConfigError(
-                f"taylorseer_order is {self.taylorseer_order}; give 1 to 4: differences of a higher order "
-                "amplify noise more than they add."
-            )
-
-    def strify(self) -> str:
-        """For example `T1O2`."""
-        return f"T1O{self.taylorseer_order}"
-
-    def describe(self) -> str:
-        """The forecaster in words."""
-        return f"TaylorSeer of order {self.taylorseer_order} on {self.calibrator_cache_type}"
-
-    def _forecaster(self) -> Forecaster:
-        return TaylorSeer(self.taylorseer_order)
 
 
 def check_mask_length(mask: Sequence[int], total: int) -> None:

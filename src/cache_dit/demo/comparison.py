@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cache_dit.api import disable_cache, enable_cache
-from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
+from cache_dit.caching.config import CacheConfig, CalibratorConfig
 from cache_dit.demo.model import PROMPTS, check_prompt, generate
 from cache_dit.errors import ConfigError
 from cache_dit.metrics import psnr, ssim
@@ -129,7 +129,7 @@ class _Pair:
 
 def compare(
     pipe: Any,
-    cache_config: BasicCacheConfig,
+    cache_config: CacheConfig,
     calibrator_config: CalibratorConfig | None = None,
     *,
     prompts: Sequence[str] = PROMPTS,
@@ -196,7 +196,7 @@ def compare(
         steps=steps,
         cfg=cfg,
         config=short,
-        threshold=cache_config.residual_diff_threshold,
+        threshold=getattr(cache_config, "residual_diff_threshold", None),
         samples=samples,
         fewer_steps=fewer,
         seconds_uncached=Spread.of([uncached for uncached, _ in seconds]),
@@ -207,7 +207,7 @@ def compare(
 
 def _pair(
     pipe: Any,
-    cache: BasicCacheConfig,
+    cache: CacheConfig,
     calibrator: CalibratorConfig | None,
     settings: dict[str, Any],
     cached_first: bool,

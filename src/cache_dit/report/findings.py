@@ -15,8 +15,8 @@ from cache_dit.api import attachments_of
 from cache_dit.caching.attach.attachment import Attachment
 from cache_dit.caching.attach.override import is_covered
 from cache_dit.caching.attach.targets import compiled_of, uncompiled
-from cache_dit.caching.config import BasicCacheConfig
-from cache_dit.caching.maths.gates import Reason
+from cache_dit.caching.config import BasicCacheConfig, CacheConfig
+from cache_dit.caching.maths.gate import Reason
 from cache_dit.report.flops import forward_flops
 from cache_dit.report.stats import CacheStats, stats_of
 
@@ -114,7 +114,7 @@ def _findings(attached: Attachment, *, compiled: bool) -> Iterator[tuple[Problem
     yield from ((Problem.NOT_COVERED, text) for text in _uncovered(attached))
 
 
-def _never_cached(stats: CacheStats, cache: BasicCacheConfig) -> tuple[Problem, str]:
+def _never_cached(stats: CacheStats, cache: CacheConfig) -> tuple[Problem, str]:
     steps, changes = stats.of(0), list(stats.changes(0).values())
     reason, count = Counter(step.verdict.reason for step in steps[1:] or steps).most_common(1)[0]
     if cache.max_warmup_steps >= len(steps) and reason is Reason.WARMUP:
@@ -122,7 +122,7 @@ def _never_cached(stats: CacheStats, cache: BasicCacheConfig) -> tuple[Problem, 
         return Problem.WARMUP, f"{fact}; give {max(1, len(steps) // 4)}."
     if reason is Reason.OFF:
         text = "residual_diff_threshold is 0, so every step is computed; start with 0.08."
-    elif changes and min(changes) >= cache.residual_diff_threshold:
+    elif isinstance(cache, BasicCacheConfig) and changes and min(changes) >= cache.residual_diff_threshold:
         text = (
             f"residual_diff_threshold is {cache.residual_diff_threshold:g} but the smallest change seen is "
             f"{min(changes):.3g}; {_better(statistics.median(changes))}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import cycle
+from statistics import fmean
 
 from torch import nn
 
@@ -22,7 +22,8 @@ class CacheStats:
         config: Configuration in short form.
         forecaster: What skipped steps were filled with.
         total_steps: Steps of the run in one branch, as run.
-        steps: Every decision, in order: branch, step, verdict (skip, reason, measured change).
+        steps: Every decision, in order: branch, step, verdict (skip, reason, measured change). Several in a step
+            where every block decides for itself.
         state_bytes: Most bytes that cached tensors took, over all lists of the transformer.
         flops: FLOPs of one uncached forward of the transformer; None where they cannot be counted.
         flops_saved: FLOPs of the skipped blocks as a fraction of those of the uncached run; None likewise.
@@ -63,13 +64,23 @@ class CacheStats:
         """Measured change by step in the second branch."""
         return self.changes(1)
 
+    @property
+    def pruned(self) -> tuple[int, int] | None:
+        """How many times a block was skipped, of how many decisions; None where blocks do not decide alone."""
+        several = len({step.segment for step in self.steps}) > 1
+        return (sum(step.verdict.skip for step in self.steps), len(self.steps)) if several else None
+
     def skipped(self, branch: int) -> list[int]:
-        """Skipped steps of a branch, by its place in `branches`."""
-        return [step.step for step in self.of(branch) if step.verdict.skip]
+        """Steps of a branch, by its place in `branches`, in which something was skipped."""
+        return list(dict.fromkeys(step.step for step in self.of(branch) if step.verdict.skip))
 
     def changes(self, branch: int) -> dict[int, float]:
-        """Measured change by step of a branch, by its place in `branches`."""
-        return {step.step: step.verdict.change for step in self.of(branch) if step.verdict.change is not None}
+        """Measured change by step of a branch, by its place in `branches`; the mean where there are several."""
+        found: dict[int, list[float]] = {}
+        for step in self.of(branch):
+            if step.verdict.change is not None:
+                found.setdefault(step.step, []).append(step.verdict.change)
+        return {step: fmean(changes) for step, changes in found.items()}
 
     def of(self, branch: int) -> list[StepRecord]:
         """Decisions of a branch, by its place in `branches`."""
@@ -83,17 +94,18 @@ def stats_of(attached: Attachment) -> list[CacheStats]:
     if record is None or session.example is None:
         return []
     flops = forward_flops(attached.lists.model, *session.example)
-    plan = session.plan
-    leaders = [number for number, segment in enumerate(plan.segments) if segment.gate is not None]
+    segments, settings = session.plan.segments, attached.settings
     made = []
-    for number, setting in zip(leaders, cycle(attached.settings), strict=False):
-        members = [at for at, other in enumerate(plan.segments) if number in (at, other.leader)]
-        steps = tuple(step for step in record.steps if step.segment == number)
+    for number, setting in enumerate(settings):
+        # One setting is that of all lists, which decide together.
+        members = [at for at, one in enumerate(segments) if len(settings) == 1 or one.family == number]
+        leaders = {at for at in members if segments[at].policy is not None}
+        steps = tuple(step for step in record.steps if step.segment in leaders)
         made.append(
             CacheStats(
                 model=attached.lists.name,
-                lists=tuple(dict.fromkeys(path for index in members for path in plan.segments[index].paths)),
-                config=f"{setting.cache.cache_type.value}_{setting.cache.strify()}_{setting.calibrator.strify()}",
+                lists=tuple(dict.fromkeys(path for index in members for path in segments[index].paths)),
+                config=setting.strify(),
                 forecaster=setting.calibrator.describe(),
                 total_steps=max((step.step for step in steps), default=-1) + 1,
                 steps=steps,
@@ -113,5 +125,5 @@ def _saved(
         segments[step.segment] for step in record.steps if step.verdict.skip and step.segment in members
     ]
     saved = sum(flops[block] for segment in skipped for block in segment.blocks[segment.start : segment.stop])
-    whole = len(record.steps) // len(segments) * flops[attached.lists.model]
+    whole = len({(step.branch, step.step) for step in record.steps}) * flops[attached.lists.model]
     return saved / whole if whole else None

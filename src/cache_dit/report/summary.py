@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from cache_dit.api import attachments_of
-from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
+from cache_dit.caching.config import CacheConfig, CalibratorConfig
 from cache_dit.report.findings import diagnose
 from cache_dit.report.stats import CacheStats, stats_of
 
@@ -53,7 +53,7 @@ def strify(target: Any) -> str:
         UnsupportedModelError: The object is none of these.
         ConfigError: Caching is not enabled on it.
     """
-    if isinstance(target, (BasicCacheConfig, CalibratorConfig)):
+    if isinstance(target, (CacheConfig, CalibratorConfig)):
         return target.strify()
     if isinstance(target, CacheStats):
         return f"{target.config}_S{len(target.cached_steps)}"
@@ -69,6 +69,8 @@ def _text(stats: CacheStats, details: bool) -> str:
         f"FLOPs saved (estimated): {saved}; cache state: {stats.state_bytes / 2**20:.2f} MiB; "
         f"skipped steps are filled with {stats.forecaster}"
     )
+    if stats.pruned is not None:
+        head += "; {} of {} blocks pruned".format(*stats.pruned)
     runs: list[list[Any]] = [["Branch", "Steps", "Cached Steps", *(f"Diffs {name}" for name in _POINTS)]]
     for place, name in enumerate(stats.branches):
         counts = len(stats.of(place)), len(stats.skipped(place))

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from torch import nn
 
+from cache_dit.caching.attach.declared import Lists, Setting
 from cache_dit.caching.attach.patching import Patch
-from cache_dit.caching.attach.planning import Lists, Setting, make_plan
-from cache_dit.caching.config import BasicCacheConfig
+from cache_dit.caching.attach.planning import make_plan
+from cache_dit.caching.config import CacheConfig
 from cache_dit.caching.engine.requests import LiveRuns, Request
 from cache_dit.caching.engine.session import Session
 from cache_dit.errors import ConfigError
@@ -39,8 +40,9 @@ class Attachment:
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
-        """Every block of every list."""
-        return tuple(block for members in self.lists.blocks for block in members)
+        """Every block of every list, and what else is skipped."""
+        listed = (block for members in self.lists.blocks for block in members)
+        return tuple(dict.fromkeys((*listed, *self.session.plan.blocks)))
 
     def changed(self, change: Callable[[Setting], Setting]) -> Attachment:
         """The same lists under changed settings and with a session of their own."""
@@ -64,7 +66,7 @@ class Attachment:
             settings = [one.updated(request.cache_config, request.calibrator_config) for one in self.settings]
             limit, asked = self.settings[0].cache.max_live_requests, settings[0].cache.max_live_requests
             # A whole configuration always has a limit: only one that was chosen can be a mistake.
-            if asked not in (limit, BasicCacheConfig.max_live_requests):
+            if asked not in (limit, CacheConfig.max_live_requests):
                 raise ConfigError(
                     f"max_live_requests is {asked} in the configuration of a request, but it counts for all "
                     f"those of the transformer, where it is {limit}; set it in enable_cache."
@@ -76,10 +78,7 @@ class Attachment:
 
     def strify(self) -> str:
         """Configuration in short form, such as `DBCache_F8B0_W8I1M0MC0_R0.08_T0O0`."""
-        return "+".join(
-            f"{setting.cache.cache_type.value}_{setting.cache.strify()}_{setting.calibrator.strify()}"
-            for setting in self.settings
-        )
+        return "+".join(setting.strify() for setting in self.settings)
 
 
 def attachment(

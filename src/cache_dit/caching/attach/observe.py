@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from cache_dit.caching.attach.planning import Lists, parameters_of
+from cache_dit.caching.attach.declared import Lists, parameters_of
 from cache_dit.caching.engine.forward import Frame, current_frame
 from cache_dit.caching.engine.plan import Slot
 from cache_dit.caching.engine.ports import Arguments, Keywords

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from torch import nn
-
-from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
-from cache_dit.caching.engine.plan import Plan, Segment
+from cache_dit.caching.attach.declared import Lists, Setting, parameters_of
+from cache_dit.caching.attach.places import has_norm, inside_of, joined, opaque, part_of
+from cache_dit.caching.config import BasicCacheConfig, CacheConfig, Kind, Place, Region
+from cache_dit.caching.engine.plan import Plan, Segment, Slot
 from cache_dit.caching.engine.ports import Port, Ports
-from cache_dit.caching.models.row import BlockList, Row, modules_at
-from cache_dit.caching.options import Override
+from cache_dit.caching.maths.gate import Signal
+from cache_dit.caching.models.row import modules_at
 from cache_dit.errors import ConfigError, PatternError
 
 # Options that say what a forward is in its run, which cannot differ between the lists that it goes through.
@@ -24,49 +23,8 @@ _RUN_WIDE = (
     "force_refresh_step_hint",
     "force_refresh_step_policy",
     "max_live_requests",
+    "correction_order",
 )
-_BLANK = Row(name="", lists=())
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Lists:
-    """The block lists of one transformer.
-
-    Attributes:
-        model: The transformer.
-        blocks: The members of each list.
-        flows: Path and data flow of each list.
-        row: What else is known of the class; a blank row for a class without one.
-        joined: The streams keep one layout over all lists, see `Row`.
-    """
-
-    model: nn.Module
-    blocks: tuple[tuple[nn.Module, ...], ...]
-    flows: tuple[BlockList, ...]
-    row: Row = _BLANK
-    joined: bool = False
-
-    @property
-    def name(self) -> str:
-        """Class name of the transformer."""
-        return type(self.model).__name__
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Setting:
-    """The configuration of one list, or of all lists of a transformer together."""
-
-    cache: BasicCacheConfig
-    calibrator: CalibratorConfig
-
-    def updated(
-        self, cache: BasicCacheConfig | Override | None, calibrator: CalibratorConfig | None
-    ) -> Setting:
-        """A copy with what is given in place of what was set; None keeps it."""
-        return Setting(
-            self.cache if cache is None else self.cache.updated(cache),
-            self.calibrator if calibrator is None else calibrator,
-        )
 
 
 def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) -> Plan:
@@ -82,21 +40,7 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
         PatternError: A declared stream is no argument of the blocks.
     """
     _check_distinct(lists)
-    together = len(settings) == 1
-    segments: list[Segment] = []
-    for number, flow in enumerate(lists.flows):
-        setting = settings[0 if together else number]
-        segment = _segment(
-            lists,
-            number,
-            setting,
-            start=setting.cache.Fn_compute_blocks if number == 0 or not together else 0,
-            tail=setting.cache.Bn_compute_blocks if flow is lists.flows[-1] or not together else 0,
-            leader=None if number and together else len(segments),
-        )
-        segments += _one_by_one(segment) if flow.each_counts else [segment]
-    if lists.joined and together:
-        segments = [_joined(segments)]
+    segments, whole = _segments(lists, settings)
     shared = settings[0].cache
     for setting in settings[1:]:
         _check_same_run(shared, setting.cache)
@@ -115,6 +59,12 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
         total_steps=shared.num_inference_steps,
         shares_run=shares_run,
         mask_lengths=frozenset(len(mask) for mask in masks if mask is not None and checked),
+        budget=min(
+            (one.calibrator.memory_budget for one in settings if one.calibrator.memory_budget), default=None
+        ),
+        reads_noise=shared.correction_order is not None or any(map(_reads_noise, segments)),
+        correction=shared.correction_order,
+        whole=whole,
         parameters=names,
         bypass=row.bypass,
         controls=tuple(Port(name, names.index(name)) for name in row.controls),
@@ -122,7 +72,7 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
     )
 
 
-def fitting_default(lists: Lists) -> BasicCacheConfig:
+def fitting_default(lists: Lists) -> CacheConfig:
     """The default configuration, with fewer first blocks where the first list is short."""
     default = BasicCacheConfig()
     if not lists.flows:
@@ -131,53 +81,87 @@ def fitting_default(lists: Lists) -> BasicCacheConfig:
     return dataclasses.replace(default, Fn_compute_blocks=min(default.Fn_compute_blocks, half))
 
 
-def _segment(
-    lists: Lists, number: int, setting: Setting, *, start: int, tail: int, leader: int | None
-) -> Segment:
-    flow, blocks, cache = lists.flows[number], lists.blocks[number], setting.cache
-    _check_counts(lists, number, start, tail)
+def _segments(lists: Lists, settings: Sequence[Setting]) -> tuple[list[Segment], Slot | None]:
+    """Also: where the transformer itself is one of the segments, its place."""
+    first = settings[0]
+    if lists.flows and first.cache.place is Place.OUTPUT:
+        whole = opaque(lists.model, lists.name, first, first.cache.policy(), 0, residual=True)
+        return [whole], Slot(0, 0, None)
+    together = len(settings) == 1
+    segments: list[Segment] = []
+    leaders: dict[Kind, int] = {}
+    for number in range(len(lists.flows)):
+        setting = settings[0 if together else number]
+        leads = number == 0 or not together
+        start = setting.cache.Fn_compute_blocks if leads else 0
+        last = number == len(lists.flows) - 1 or not together
+        tail = setting.cache.Bn_compute_blocks if last else 0
+        _check_counts(lists, number, start, tail)
+        if setting.cache.place in (Place.MIDDLE, Place.BLOCKS):
+            _check_fit(lists, setting, start, tail if together else setting.cache.Bn_compute_blocks)
+            segments += _parts(lists, number, setting, start, tail, len(segments), leads)
+        else:
+            leaders = {} if leads else leaders
+            stop = len(lists.blocks[number]) - tail * lists.flows[number].period
+            period = lists.flows[number].period
+            segments += inside_of(lists, number, setting, start * period, stop, leaders, len(segments))
+    single = len(segments) == len(lists.flows) > 0 and first.cache.place is Place.MIDDLE
+    if lists.joined and together and single:
+        segments = [joined(segments)]
+    return segments, None
+
+
+def _parts(
+    lists: Lists, number: int, setting: Setting, start: int, tail: int, place: int, leads: bool
+) -> Iterator[Segment]:
+    """The regions of one list; the first one, at index `place`, may decide for the others."""
+    flow, cache = lists.flows[number], setting.cache
     if cache.static:
         # Nothing is measured, so no first block runs on a skipped step unless the last ones read from it.
         start = tail if lists.row.last_within_first else 0
+    stop = len(lists.blocks[number]) // flow.period - tail
+    regions = cache.regions(start, stop)
+    if flow.each_counts and len(regions) == 1:
+        rest = (Region(block, block + 1, None) for block in range(start + 1, stop))
+        regions = (Region(start, start + 1, regions[0].policy), *rest)
     ports = _ports(lists, number)
-    return Segment(
-        paths=(flow.label,),
-        blocks=blocks,
-        start=start * flow.period,
-        # Where two lists take turns, both ends are in the layout of the first.
-        stop=len(blocks) - tail * flow.period - (flow.period - 1),
-        ports=ports,
-        parameters=parameters_of(blocks[0]),
-        gate=None if leader is None else cache.gate(),
-        leader=leader or 0,
-        forecasters=tuple(
-            None if port is None else setting.calibrator.forecaster(main=slot == ports.main)
-            for slot, port in enumerate(ports.slots)
-        ),
-        residual=setting.calibrator.calibrator_cache_type == "residual" and not flow.stacks,
-        stacked=flow.stacks,
-    )
+    decides = leads or cache.each_region_decides
+    for index, region in enumerate(regions):
+        leader = None if decides and region.policy is not None else place if decides else 0
+        # The first one knows of the blocks before it, which may be measured.
+        known = 0 if index == 0 else region.start
+        yield part_of(lists, number, setting, region, ports, known, leader)
 
 
-def _joined(segments: Sequence[Segment]) -> Segment:
-    """One segment from the first block that may be skipped in the first list to the last one in the last."""
-    before = sum(len(segment.blocks) for segment in segments[:-1])
-    return dataclasses.replace(
-        segments[0],
-        paths=tuple(path for segment in segments for path in segment.paths),
-        blocks=tuple(block for segment in segments for block in segment.blocks),
-        stop=before + segments[-1].stop,
-    )
+def _reads_noise(segment: Segment) -> bool:
+    return segment.sigma_axis or (segment.policy is not None and segment.policy.gate.needs_noise)
 
 
-def _one_by_one(segment: Segment) -> list[Segment]:
-    """A segment for every block, all led by the first; the first blocks stay with it, for its signal."""
-    first = segment.start
-    alone = [
-        dataclasses.replace(segment, blocks=(block,), start=0, stop=1, gate=None)
-        for block in segment.blocks[first + 1 : segment.stop]
-    ]
-    return [dataclasses.replace(segment, blocks=segment.blocks[: first + 1], stop=first + 1), *alone]
+def _check_fit(lists: Lists, setting: Setting, start: int, tail: int) -> None:
+    """Raise `ConfigError` where the method, the forecaster and the counts of blocks do not go together."""
+    cache, gate = setting.cache, setting.cache.policy().gate
+    if gate.signal in (Signal.RESIDUAL, Signal.PROBE) and cache.Fn_compute_blocks == 0:
+        raise ConfigError(
+            f"Fn_compute_blocks is 0 but {cache.method} measures the first blocks of {lists.name}; give 1 or more."
+        )
+    if gate.signal is Signal.MODULATED and lists.row.modulated is None and not has_norm(lists.blocks[0][0]):
+        raise ConfigError(
+            f"{cache.method} measures the modulated input of the first block, which is not known of {lists.name}; "
+            "give another method, such as SeaCacheConfig or EasyCacheConfig."
+        )
+    if gate.verifies and cache.Bn_compute_blocks == 0:
+        raise ConfigError(
+            f"Bn_compute_blocks is 0 but {cache.method} checks forecasts on a last block that is computed; give 1 "
+            "or more."
+        )
+    for main in (True, False):
+        needs = setting.calibrator.forecaster(main=main).needs
+        if needs and gate.signal not in needs:
+            raise ConfigError(
+                f"{type(setting.calibrator).__name__} needs a method that measures "
+                f"{' or '.join(sorted(signal.name for signal in needs))}, and {cache.method} measures "
+                f"{gate.signal.name}; give a cache_config such as DiCacheConfig."
+            )
 
 
 def _check_distinct(lists: Lists) -> None:
@@ -189,7 +173,7 @@ def _check_distinct(lists: Lists) -> None:
         )
 
 
-def _check_same_run(shared: BasicCacheConfig, other: BasicCacheConfig) -> None:
+def _check_same_run(shared: CacheConfig, other: CacheConfig) -> None:
     for name in _RUN_WIDE:
         first, second = getattr(shared, name), getattr(other, name)
         if first != second:
@@ -235,8 +219,3 @@ def _ports(lists: Lists, number: int) -> Ports:
             )
     slots = (None if name is None else Port(name, positions[0][name]) for name in flow.continues)
     return Ports(tuple(slots), flow.bare, flow.continues.index(flow.main))
-
-
-def parameters_of(module: nn.Module) -> tuple[str, ...]:
-    """Names of the arguments of a module's forward, in order."""
-    return tuple(inspect.signature(module.forward).parameters)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from cache_dit.caching.attach.attachment import attachment
+from cache_dit.caching.attach.declared import Lists, Setting
 from cache_dit.caching.attach.observe import undisturbed, way_out
-from cache_dit.caching.attach.planning import Lists, Setting
 from cache_dit.caching.config import CalibratorConfig, DBCacheConfig
 from cache_dit.caching.engine.ports import Arguments, Keywords
 from cache_dit.caching.engine.requests import Request

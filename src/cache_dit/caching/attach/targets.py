@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
+from cache_dit.caching.attach.declared import Lists, parameters_of
 from cache_dit.caching.attach.observe import DECLARE, path_of, undeclared
 from cache_dit.caching.attach.override import attachment_of, plain_class
 from cache_dit.caching.attach.patching import Patch, apply_patch
-from cache_dit.caching.attach.planning import Lists, parameters_of
 from cache_dit.caching.block_adapters.adapter import BlockAdapter
 from cache_dit.caching.block_adapters.register import adapter_of
 from cache_dit.caching.forward_pattern import ENCODER, HIDDEN, ForwardPattern

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
-from cache_dit.caching.engine.requests import Request, current_request
+from cache_dit.caching.engine.requests import Noise, Request, current_request
 
 
 class PipelineTimeline:
@@ -30,6 +31,31 @@ class PipelineTimeline:
         index = scheduler.step_index
         # Schedulers set their index in the first step(), so there is none while the first step is computed.
         return -1 if index is None else int(index)
+
+    def noise(self) -> Noise | None:
+        """The scheduler's noise levels, and its strides where it is Euler's on flow matching."""
+        scheduler: Any = getattr(self._pipe, "scheduler", None)
+        sigmas, timesteps = getattr(scheduler, "sigmas", None), getattr(scheduler, "timesteps", None)
+        if timesteps is None:
+            return None
+        if sigmas is not None and (_is_euler_flow(scheduler) or _is_flow(scheduler)):
+            levels = tuple(sigmas.tolist())
+            strides = tuple(after - before for before, after in pairwise(levels))
+            return Noise(levels[: len(strides)], strides if _is_euler_flow(scheduler) else None)
+        span = float(scheduler.config.get("num_train_timesteps", 1000))
+        return Noise(tuple(time / span for time in timesteps.tolist()), None)
+
+
+def _is_flow(scheduler: Any) -> bool:
+    config = scheduler.config
+    return "FlowMatch" in type(scheduler).__name__ or bool(
+        config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    )
+
+
+def _is_euler_flow(scheduler: Any) -> bool:
+    euler = type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+    return euler and not scheduler.config.get("stochastic_sampling", False)
 
 
 def pipeline_request(pipe: Any) -> Request:

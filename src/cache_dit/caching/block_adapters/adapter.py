@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
+from cache_dit.caching.config import CacheConfig, CalibratorConfig
 from cache_dit.caching.forward_pattern import ForwardPattern
 from cache_dit.caching.options import Options, Override, flag, instance_of, option, optional, options
 from cache_dit.caching.patch_functors import PatchFunctor
@@ -22,8 +22,8 @@ class ParamsModifier(Options):
         calibrator_config: A calibrator for this list; None: the shared one.
     """
 
-    cache_config: BasicCacheConfig | Override | None = option(
-        optional(instance_of(BasicCacheConfig, Override)), default=None
+    cache_config: CacheConfig | Override | None = option(
+        optional(instance_of(CacheConfig, Override)), default=None
     )
     calibrator_config: CalibratorConfig | Override | None = option(
         optional(instance_of(CalibratorConfig, Override)), default=None

@@ -14,7 +14,9 @@ from cache_dit.caching.engine.flow import FlowCheck
 from cache_dit.caching.engine.plan import Segment, Slot
 from cache_dit.caching.engine.ports import Arguments, Keywords
 from cache_dit.caching.engine.state import SegmentState, detached
-from cache_dit.caching.maths.gates import Reason, Verdict
+from cache_dit.caching.maths.change import relative_l1
+from cache_dit.caching.maths.gate import Probe, Reason, Signal, Verdict
+from cache_dit.caching.maths.moment import Moment
 from cache_dit.errors import EngineError
 
 BlockCall = Callable[..., Any]
@@ -33,8 +35,9 @@ class SegmentRun:
 
     Attributes:
         observes: The values of this step may be needed by a later one.
-        keeps_signal: The signal of this step is the reference of the next one if the step is computed.
+        keeps_signal: The signal of this step may be what that of the next one is compared with.
         flow: Present on the first forward, to check the declared data flow.
+        latent: The first tensor that entered the transformer.
         change: Change taken over from another branch of the step; None: measured here.
         segment: Its plan.
         skipping: The blocks inside hand their inputs through; read by every block call.
@@ -43,12 +46,13 @@ class SegmentRun:
     """
 
     _state: SegmentState
-    _step: int
+    _at: Moment
     _known: Verdict | None
     _leader: SegmentRun | None
     observes: bool
     keeps_signal: bool
     flow: FlowCheck | None
+    latent: Tensor | None = None
     change: float | None = None
     segment: Segment = field(init=False)
     skipping: bool = False
@@ -58,10 +62,13 @@ class SegmentRun:
     _entry: tuple[Any, ...] = ()
     _result: tuple[Any, ...] = ()
     _head: Tensor | None = None
+    _rejected: bool = False
     _before: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.segment, self._before = self._state.segment, self._state.gate
+        if self.segment.sigma_axis and self._at.sigma is not None:
+            self._at = self._at._replace(time=1.0 - self._at.sigma, end=1.0)
 
     @property
     def idle(self) -> bool:
@@ -82,12 +89,18 @@ class SegmentRun:
     def finish(self) -> bool:
         """End the forward; False if blocks were skipped but nothing was delivered, so the output is wrong.
 
-        A segment whose last block was not called is computed from now on, until it runs to its end.
+        Or if what was delivered failed its check. A segment whose last block was not called is computed from
+        now on, until it runs to its end.
         """
         if self._phase in (_Phase.WAITING, _Phase.CLOSED):
-            return True
+            return not self._rejected
         self._state.forget()
         return self._phase is not _Phase.SKIPPING
+
+    @property
+    def rejected(self) -> bool:
+        """Whether what was delivered failed its check."""
+        return self._rejected
 
     def rewind(self) -> None:
         """Take back what this forward did to the counters."""
@@ -98,18 +111,15 @@ class SegmentRun:
         if self.verdict is None:
             planned = self._known or Verdict(False, Reason.FOLLOWS)
             self.verdict = planned if self.idle else Verdict(False, Reason.INCOMPLETE)
-            if self.segment.gate is not None:
-                self._state.gate = self.segment.gate.advance(self._state.gate, self.verdict, None)
+            self._advance(self.verdict, None)
         return self.verdict
 
     def _visit(self, slot: Slot, call: BlockCall, block: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
         segment = self.segment
         if not segment.start <= slot.index < segment.stop:
-            if slot.index == 0 and self._measures():
-                self._head = segment.ports.read(args, kwargs)[segment.ports.main]
-            return call(block, *args, **kwargs)
+            return self._watch(slot.index, call, block, args, kwargs)
         if self._phase is _Phase.WAITING:
-            self._enter(args, kwargs)
+            self._enter(block, args, kwargs)
         last = slot.index == segment.stop - 1
         if self._phase is _Phase.SKIPPING:
             return self._skip(slot.index, last, args, kwargs)
@@ -123,61 +133,124 @@ class SegmentRun:
             self._state.keep_sides(slot.index, output)
         if last:
             if self.observes:
-                self._state.observe(self._step, self._entry, output)
+                self._learn(output)
+                self._state.observe(self._at, self._entry, output)
             self._phase, self.computing, self._entry = _Phase.CLOSED, False, ()
         return output
 
+    def _watch(self, index: int, call: BlockCall, block: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
+        """A block outside of the segment, which runs whatever is decided."""
+        ports = self.segment.ports
+        if index == 0 and self._measures():
+            self._head = ports.read(args, kwargs)[ports.main]
+        output = call(block, *args, **kwargs)
+        if index == self.segment.stop and self.segment.verifies and self.verdict is not None:
+            entry, values = ports.read(args, kwargs), ports.unpack(output)
+            if values is not None:
+                self._check(detached(self._state.main(values)) - detached(self._state.main(entry)))
+        return output
+
+    def _check(self, change: Tensor) -> None:
+        """Hold the first block behind the segment against its own forecast, or let it be learnt."""
+        policy, state = self.segment.policy, self._state
+        forecaster = state.forecasters[self.segment.ports.main]
+        assert policy is not None and self.verdict is not None
+        if forecaster is None:
+            return
+        if not self.verdict.skip:
+            known = forecaster.init() if state.check is None else state.check
+            state.check = forecaster.observe(known, self._at, change)
+        elif state.check is not None:
+            error = relative_l1(forecaster.predict(state.check, self._at), change)
+            self._rejected = not policy.gate.accepts(state.gate.gate, self._at, error)
+
+    def _learn(self, output: Any) -> None:
+        """Tell the gate what it wants to know of a computed step."""
+        policy, state = self.segment.policy, self._state
+        if policy is None:
+            return
+        gate = policy.gate
+        if gate.learns:
+            error = state.error(self._at, self._entry, output)
+            if error is not None:
+                state.gate = state.gate._replace(gate=gate.learn(state.gate.gate, self._at, error))
+        if gate.looks_at_output:
+            left = state.main(state.values(output))
+            known = gate.sees(state.gate.gate, self._at, state.main(self._entry), left)
+            state.gate = state.gate._replace(gate=known)
+
     def _measures(self) -> bool:
-        if not self.segment.prefixed or self.change is not None:
+        if self.segment.signal is Signal.NONE or self.change is not None:
             return False
         return self._known is None or (not self._known.skip and self.keeps_signal)
 
-    def _enter(self, args: Arguments, kwargs: Keywords) -> None:
-        entry = self.segment.ports.read(args, kwargs)
+    def _enter(self, block: nn.Module, args: Arguments, kwargs: Keywords) -> None:
+        opaque = self.segment.opaque
+        entry = (first_tensor(args, kwargs),) if opaque else self.segment.ports.read(args, kwargs)
         fits = self._state.fits(entry)
-        signal = self._signal(entry) if self._measures() else None
+        signal = self._signal(block, entry, args, kwargs) if self._measures() else None
+        if signal is not None:
+            self._at = self._at._replace(signal=signal)
         verdict = self._decide(signal)
         if verdict.skip and not self._state.ready:
             verdict = Verdict(False, Reason.NO_HISTORY if fits else Reason.RESHAPED, verdict.change)
         self.verdict = verdict
-        if self.segment.gate is not None:
-            kept = signal if self.keeps_signal else None
-            self._state.gate = self.segment.gate.advance(self._state.gate, verdict, kept)
+        self._advance(verdict, signal if self.keeps_signal else None)
         if verdict.skip:
             self._phase, self.skipping = _Phase.SKIPPING, True
             # Made here and not at the exit: the model may write into the tensors that are handed through.
-            self._result = self._state.forecast(self._step, entry)
+            self._result = self._state.forecast(self._at, entry)
         else:
             self._phase, self._entry, self.computing = _Phase.COMPUTING, entry, self.flow is None
 
-    def _signal(self, entry: tuple[Any, ...]) -> Tensor | None:
-        tail: Tensor = entry[self.segment.ports.main]
-        if self.segment.stacked:
-            tail = tail[-1]
+    def _advance(self, verdict: Verdict, signal: Any) -> None:
+        if self.segment.policy is not None:
+            self._state.gate = self.segment.policy.advance(self._state.gate, self._at, verdict, signal)
+
+    def _signal(self, block: nn.Module, entry: tuple[Any, ...], args: Arguments, kwargs: Keywords) -> Any:
+        """What the gate looks at, or None where it cannot be had in this forward."""
+        segment, kind = self.segment, self.segment.signal
+        if kind is Signal.LATENT:
+            return None if self.latent is None else detached(self.latent)
+        if kind is Signal.MODULATED:
+            assert segment.modulate is not None  # else planning has refused
+            return detached(
+                segment.modulate(block, {**dict(zip(segment.parameters, args, strict=False)), **kwargs})
+            )
+        tail = self._state.main(entry)
+        tail = tail[-1] if segment.stacked else tail
+        if kind is Signal.ENTRY:
+            return detached(tail)
         if self._head is None or self._head.shape != tail.shape:
             return None
-        signal: Tensor = detached(tail) - detached(self._head)
-        return signal
+        residual: Tensor = detached(tail) - detached(self._head)
+        return Probe(detached(tail), residual) if kind is Signal.PROBE else residual
 
-    def _decide(self, signal: Tensor | None) -> Verdict:
+    def _decide(self, signal: Any) -> Verdict:
         if self._leader is not None:
             leading = self._leader.verdict
             return Verdict(leading is not None and leading.skip, Reason.FOLLOWS)
         if self._known is not None:
             return self._known
-        gate, state, change = self.segment.gate, self._state.gate, self.change
-        assert gate is not None  # only followers have none
+        policy, state, change = self.segment.policy, self._state.gate, self.change
+        assert policy is not None  # only followers have none
         if change is None and signal is not None:
-            change = gate.measure(state, signal)
-        verdict = None if change is None else gate.decide(state, self._step, change)
+            change = policy.measure(state, self._at, signal)
+        if change is not None and isinstance(self._at.changes, list):
+            self._at.changes.append(change)
+        verdict = None if change is None else policy.decide(state, self._at, change)
         return verdict or Verdict(False, Reason.NO_HISTORY)
 
     def _skip(self, index: int, last: bool, args: Arguments, kwargs: Keywords) -> Any:
-        ports = self.segment.ports
-        values = self._result if last else ports.read(args, kwargs)
+        values = self._result if last else self.segment.ports.read(args, kwargs)
         if last:
             self._phase, self.skipping, self._result = _Phase.CLOSED, False, ()
-        return ports.pack(self._state.with_sides(index, values))
+        return self._state.pack(index, values)
+
+
+def first_tensor(args: Arguments, kwargs: Keywords) -> Tensor | None:
+    """The first argument of a call that is a tensor."""
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
 
 
 @dataclass(slots=True)

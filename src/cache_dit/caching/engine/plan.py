@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cache_dit.caching.engine.ports import Echo, Port, Ports
-from cache_dit.caching.maths.forecasters import Forecaster
-from cache_dit.caching.maths.gates import Gate
+from cache_dit.caching.maths.forecaster import Forecaster
+from cache_dit.caching.maths.gate import Policy, Signal
+
+Modulate = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,13 +26,20 @@ class Segment:
         blocks: All blocks of these lists, in the order in which they run.
         start: First block of the segment.
         stop: One behind the last block of the segment.
-        ports: How the streams travel.
+        ports: How the streams travel; no slots where the block is opaque.
         parameters: Names of the arguments of a block, in order.
-        gate: The rule that decides; None where the segment follows `leader`.
+        policy: The rule that decides; None where the segment follows `leader`.
         leader: Index of the segment whose decision this one takes over.
-        forecasters: One for each output slot; None for side outputs.
+        forecasters: One for each output slot; None for side outputs, and for streams that are handed through.
+            One alone, for every tensor in the output, where the block is opaque.
         residual: Forecast the change over the segment; else what leaves it.
         stacked: The stream that enters is the last of several in one tensor.
+        sigma_axis: Forecasts are made along the noise level, not the steps.
+        dtype: Type in which values are kept; None: that of the stream.
+        modulate: From a block and its arguments to the input that is modulated for the timestep.
+        family: Segments of one number are parts of one block list.
+        opaque: It is one module of which nothing is known but its output, a tree with tensors: an attention or
+            feed-forward module inside of a block, or the transformer as a whole.
     """
 
     paths: tuple[str, ...]
@@ -38,21 +48,36 @@ class Segment:
     stop: int
     ports: Ports
     parameters: tuple[str, ...]
-    gate: Gate | None
+    policy: Policy | None
     leader: int
     forecasters: tuple[Forecaster | None, ...]
     residual: bool = True
     stacked: bool = False
+    sigma_axis: bool = False
+    dtype: torch.dtype | None = None
+    modulate: Modulate | None = None
+    family: int = 0
+    opaque: bool = False
 
     @property
     def label(self) -> str:
         """The paths, for messages."""
         return " + ".join(self.paths)
 
-    @property
+    @cached_property
+    def signal(self) -> Signal:
+        """What has to be looked at for a decision here."""
+        return Signal.NONE if self.policy is None else self.policy.gate.signal
+
+    @cached_property
     def prefixed(self) -> bool:
-        """Whether there are first blocks whose residual can be measured."""
-        return self.gate is not None and self.gate.measures and self.start > 0
+        """Whether the first blocks are watched."""
+        return self.signal in (Signal.RESIDUAL, Signal.PROBE) and self.start > 0
+
+    @cached_property
+    def verifies(self) -> bool:
+        """Whether the first block behind the segment is watched."""
+        return self.policy is not None and self.policy.gate.verifies
 
     @cached_property
     def sided(self) -> bool:
@@ -99,6 +124,10 @@ class Plan:
         controls: Arguments that add something between the blocks.
         muted: Modules between the blocks that need not be computed on skipped steps.
         mask_lengths: Lengths of the steps masks, to be held against the run; none: nothing to check.
+        budget: Most bytes that the forecasts of one branch may keep; None: no limit.
+        reads_noise: The noise level of a step is needed, so it is read from the scheduler or the timestep.
+        whole: The segment whose one block is the transformer itself; None: there is none.
+        correction: Order of the correction after skipped steps, see `engine.correction`; None: there is none.
     """
 
     segments: tuple[Segment, ...]
@@ -115,6 +144,10 @@ class Plan:
     controls: tuple[Port, ...] = ()
     muted: tuple[nn.Module, ...] = ()
     mask_lengths: frozenset[int] = frozenset()
+    budget: int | None = None
+    reads_noise: bool = False
+    correction: int | None = None
+    whole: Slot | None = None
     blocks: dict[nn.Module, Slot] = field(init=False)
     slots: dict[nn.Module, Slot] = field(init=False)
 
@@ -122,12 +155,15 @@ class Plan:
         blocks: dict[nn.Module, Slot] = {}
         slots: dict[nn.Module, Slot] = {}
         for number, segment in enumerate(self.segments):
+            if self.whole is not None and number == self.whole.segment:
+                continue
             echo = segment.ports.echo()
             for index, block in enumerate(segment.blocks):
                 inside = segment.start <= index < segment.stop
                 visited = segment.sided or not inside or index == segment.stop - 1
                 blocks[block] = Slot(number, index, None if visited else echo)
-                if inside or (index == 0 and segment.prefixed):
+                watched = (index == 0 and segment.prefixed) or (index == segment.stop and segment.verifies)
+                if inside or watched:
                     slots[block] = blocks[block]
         object.__setattr__(self, "blocks", blocks)
         object.__setattr__(self, "slots", slots)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cache_dit.caching.maths.gates import Verdict
+from cache_dit.caching.maths.gate import Verdict
 
 
 class StepRecord(NamedTuple):

@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Any, Protocol, Self
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol, Self
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
-from cache_dit.caching.config import BasicCacheConfig, CalibratorConfig
+from cache_dit.caching.config import CacheConfig, CalibratorConfig
 from cache_dit.caching.options import Override, instance_of, optional, whole
 from cache_dit.errors import ConfigError
+
+
+class Noise(NamedTuple):
+    """The noise schedule of a run.
+
+    Attributes:
+        levels: Noise level before every step, from 1 (pure noise) to 0.
+        strides: What the sampler multiplies the output of every step by when it moves the latent; None where
+            its move is not one multiple of the output.
+    """
+
+    levels: tuple[float, ...]
+    strides: tuple[float, ...] | None
 
 
 class Timeline(Protocol):
     """What a pipeline knows of the run that it is in.
 
-    That is how many steps it has, once they are set, and a number that is constant within a step and grows
-    over the run; None where there is none.
+    That is how many steps it has, once they are set, a number that is constant within a step and grows over
+    the run, and the noise schedule; None where there is none.
     """
 
     def total_steps(self) -> int | None: ...
     def position(self) -> int | None: ...
+    def noise(self) -> Noise | None: ...
 
 
 class Request:
@@ -44,24 +60,29 @@ class Request:
             named in that of the transformer; checked against the model at the first forward. None (default):
             that of the transformer.
         calibrator_config: Calibrator of this request. None (default): that of the transformer.
+        sigmas: Noise levels of the steps, from 1 to 0, for what is forecast along them. With one more than there
+            are steps, the last one mostly 0, the sampler is said to be Euler's (`x += (sigma_next - sigma) * v`).
+            None (default): nothing is known.
 
     Raises:
-        ConfigError: `num_inference_steps` is below 1.
+        ConfigError: `num_inference_steps` is below 1, or `sigmas` does not fit it.
         ConfigTypeError: An argument has the wrong type.
     """
 
     def __init__(
         self,
         num_inference_steps: int | None = None,
-        cache_config: BasicCacheConfig | Override | None = None,
+        cache_config: CacheConfig | Override | None = None,
         calibrator_config: CalibratorConfig | None = None,
+        sigmas: Sequence[float] | None = None,
     ) -> None:
         optional(whole(1))("num_inference_steps", num_inference_steps)
-        optional(instance_of(BasicCacheConfig, Override))("cache_config", cache_config)
+        optional(instance_of(CacheConfig, Override))("cache_config", cache_config)
         optional(instance_of(CalibratorConfig))("calibrator_config", calibrator_config)
         self.num_inference_steps = num_inference_steps
         self.cache_config = cache_config
         self.calibrator_config = calibrator_config
+        self.noise = None if sigmas is None else _noise(tuple(map(float, sigmas)), num_inference_steps)
         self.timeline: Timeline | None = None
         self.implicit = False
         self.states: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
@@ -85,6 +106,16 @@ class Request:
         entered = _entered.get()
         last = max((place for place, request in enumerate(entered) if request is self), default=len(entered))
         _entered.set(entered[:last] + entered[last + 1 :])
+
+
+def _noise(sigmas: tuple[float, ...], steps: int | None) -> Noise:
+    if steps is None or len(sigmas) - steps not in (0, 1):
+        raise ConfigError(
+            f"sigmas has {len(sigmas)} entries with num_inference_steps={steps}; give one for each step, or one more."
+        )
+    whole = len(sigmas) > steps
+    strides = tuple(after - before for before, after in pairwise(sigmas)) if whole else None
+    return Noise(sigmas[:steps], strides)
 
 
 class LiveRuns:

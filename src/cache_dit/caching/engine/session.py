@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +12,16 @@ from torch.utils._pytree import tree_map_only
 
 from cache_dit.caching.engine.clock import Clock, Tick
 from cache_dit.caching.engine.condition import Watch
+from cache_dit.caching.engine.correction import Correction
 from cache_dit.caching.engine.flow import FlowCheck
-from cache_dit.caching.engine.forward import Frame, SegmentRun, current_frame
+from cache_dit.caching.engine.forward import Frame, SegmentRun, current_frame, first_tensor
 from cache_dit.caching.engine.plan import Plan
 from cache_dit.caching.engine.ports import Arguments, Keywords
 from cache_dit.caching.engine.records import RunRecord, StepRecord
-from cache_dit.caching.engine.requests import LiveRuns, Request, branch_name
+from cache_dit.caching.engine.requests import LiveRuns, Noise, Request, branch_name
 from cache_dit.caching.engine.state import SegmentState
-from cache_dit.caching.maths.gates import Gate, Reason, Verdict
+from cache_dit.caching.maths.gate import Policy, Reason, Signal, Verdict
+from cache_dit.caching.maths.moment import Moment
 from cache_dit.errors import ConfigError
 
 
@@ -31,11 +32,16 @@ class RunState:
     clock: Clock
     total: int | None
     record: RunRecord
+    noise: Noise | None = None
     branches: dict[str | int, list[SegmentState]] = field(default_factory=dict)
     conditions: dict[str | int, Hashable] = field(default_factory=dict)
     positions: dict[str | int, int] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
     changes: dict[int, float | None] = field(default_factory=dict)
+    corrections: dict[str | int, Correction] = field(default_factory=dict)
+    marker: float | None = None
+    largest: float = 0.0
+    position: int | None = None
 
     def is_over(self, step: int) -> bool:
         """Whether a step is behind the end of the run, as far as that is known."""
@@ -96,18 +102,24 @@ class Session:
             for segment in segments:
                 segment.forget()
         forced = Reason.SWITCHED if switched else None if state.clock.certain else Reason.UNCERTAIN
-        runs = self._runs(state, segments, step, forced)
+        place = self._moment(state, tick, step)
+        runs = self._runs(state, segments, place, forced, args, kwargs)
         self._share(state, tick, runs)
-        compute = partial(call, model, *args, **kwargs)
-        output, complete = self._call(runs, compute)
+        output, complete = self._call(runs, call, model, args, kwargs)
         if not complete:
-            # Blocks were skipped but the last of them never ran: compute this forward after all.
+            # Blocks were skipped but the last of them never ran, or a forecast failed its check: compute this
+            # forward after all.
+            reason = Reason.REJECTED if any(run.rejected for run in runs) else Reason.INCOMPLETE
             for run in runs:
                 run.rewind()
-            runs = self._runs(state, segments, step, Reason.INCOMPLETE)
-            output, _ = self._call(runs, compute)
+            runs = self._runs(state, segments, place, reason, args, kwargs)
+            output, _ = self._call(runs, call, model, args, kwargs)
         self._verified = True
         self._note(state, tick, label, runs)
+        if self.plan.correction is not None:
+            output = self._corrected(state, tick, output, place.sigma, runs)
+        if self.plan.budget is not None:
+            self._fit(self.plan.budget, segments)
         if state.is_over(tick.step + 1):
             del state.branches[tick.branch]
             if not state.branches:
@@ -130,6 +142,8 @@ class Session:
             state = request.states[self] = self._begin(request, model, args, kwargs)
             tick = state.clock.tick(name, marker)
         assert tick is not None  # a new clock takes any first tick
+        state.position, state.marker = position, marker
+        state.largest = max(state.largest, marker or 0.0)
         if position is None:
             return state, tick, False
         before = state.positions.get(tick.branch)
@@ -149,7 +163,10 @@ class Session:
                     f"cache_dit.steps_mask(mask_policy=..., total_steps={total}) or run {length} steps."
                 )
         clock = Clock(self.plan.calls_per_step, strict=request.implicit)
-        state = RunState(clock, total, RunRecord(total_steps=total))
+        noise = request.noise
+        if noise is None and self.plan.reads_noise and request.timeline is not None:
+            noise = request.timeline.noise()
+        state = RunState(clock, total, RunRecord(total_steps=total), noise)
         self.live.admit(state, type(model).__name__)
         self.latest = state.record
         self.example = tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), (args, kwargs))
@@ -158,7 +175,8 @@ class Session:
     def _marker(self, request: Request, name: str | None, args: Arguments, kwargs: Keywords) -> float | None:
         """What tells steps apart. Reading the timestep may wait for the device, so it is the last resort."""
         known = name is not None or self.plan.calls_per_step is not None
-        if self.plan.timestep is None or (known and not request.implicit):
+        needed = self.plan.reads_noise and request.noise is None
+        if self.plan.timestep is None or (known and not request.implicit and not needed):
             return None
         value = self.plan.timestep.read(args, kwargs)
         if isinstance(value, Tensor):
@@ -174,25 +192,46 @@ class Session:
         local = step % hint if self.plan.refresh_repeats else step - hint
         return local, local == 0
 
+    def _moment(self, state: RunState, tick: Tick, step: int) -> Moment:
+        end = None if state.total is None else float(state.total - 1)
+        return Moment(step, float(step), end, state.total, self._sigma(state, tick), None, [])
+
+    def _sigma(self, state: RunState, tick: Tick) -> float | None:
+        if state.noise is not None:
+            index = _noise_index(state, tick)
+            return state.noise.levels[index] if index < len(state.noise.levels) else None
+        if state.marker is None or self.plan.timestep is None:
+            return None
+        # Timesteps count to 1000, or are noise levels already, as FLUX's.
+        return state.marker / 1000.0 if state.largest > 1.5 else state.marker
+
     def _runs(
-        self, state: RunState, segments: list[SegmentState], step: int, forced: Reason | None
+        self,
+        state: RunState,
+        segments: list[SegmentState],
+        at: Moment,
+        forced: Reason | None,
+        args: Arguments,
+        kwargs: Keywords,
     ) -> list[SegmentRun]:
         runs: list[SegmentRun] = []
         for kept in segments:
             segment = kept.segment
-            gate = segment.gate or self.plan.segments[segment.leader].gate
-            assert gate is not None  # a leader has one
+            policy = segment.policy or self.plan.segments[segment.leader].policy
+            assert policy is not None  # a leader has one
             known, leader = None, None
             if forced is not None:
                 known = Verdict(False, forced)
-            elif segment.gate is None:
+            elif segment.policy is None:
                 leader = runs[segment.leader]
             else:
-                known = gate.decide(kept.gate, step)
-            observes = _may_skip(gate, step, segment.memory, state.total)
-            keeps_signal = observes and segment.prefixed and _may_skip(gate, step, 1, state.total)
-            flow = None if self._verified else FlowCheck(segment)
-            runs.append(SegmentRun(kept, step, known, leader, observes, keeps_signal, flow))
+                known = policy.decide(kept.gate, at)
+            observes = _may_skip(policy, at.step, segment.memory, state.total)
+            watches = segment.signal is not Signal.NONE
+            keeps_signal = observes and watches and _may_skip(policy, at.step, 1, state.total)
+            flow = None if self._verified or segment.opaque else FlowCheck(segment)
+            latent = first_tensor(args, kwargs) if segment.signal is Signal.LATENT else None
+            runs.append(SegmentRun(kept, at, known, leader, observes, keeps_signal, flow, latent))
         return runs
 
     def _share(self, state: RunState, tick: Tick, runs: list[SegmentRun]) -> None:
@@ -202,22 +241,38 @@ class Session:
             for number, run in enumerate(runs):
                 run.change = state.changes.get(number)
 
-    def _call(self, runs: list[SegmentRun], compute: Callable[[], Any]) -> tuple[Any, bool]:
-        """The output, and whether all that was skipped was delivered."""
+    def _call(
+        self,
+        runs: list[SegmentRun],
+        call: Callable[..., Any],
+        model: nn.Module,
+        args: Arguments,
+        kwargs: Keywords,
+    ) -> tuple[Any, bool]:
+        """The output, and whether all that was skipped was delivered and passed its check."""
         if all(run.idle for run in runs):
-            return compute(), True
+            return call(model, *args, **kwargs), True
         # The first forward visits every block, to check the declared data flow. Asked of the runs, since
         # another thread may have ended its first forward meanwhile.
-        slots = self.plan.slots if runs[0].flow is None else self.plan.blocks
+        slots = self.plan.blocks if any(run.flow is not None for run in runs) else self.plan.slots
+        whole = self.plan.whole
         token = current_frame.set(Frame(slots, runs))
         try:
-            output = compute()
+            if whole is None:
+                output = call(model, *args, **kwargs)
+            else:
+                output = runs[whole.segment].visit(whole, call, model, args, kwargs)
         finally:
             current_frame.reset(token)
         # A list, since every run has to be ended.
         return output, all([run.finish() for run in runs])
 
     def _note(self, state: RunState, tick: Tick, label: str, runs: list[SegmentRun]) -> None:
+        whole = self.plan.whole
+        if whole is not None and (verdict := runs[whole.segment].settle()).skip:
+            # Nothing inside was reached.
+            state.record.steps.append(StepRecord(label, tick.step, whole.segment, verdict))
+            return
         for number, run in enumerate(runs):
             verdict = run.settle()
             state.changes[number] = verdict.change
@@ -225,6 +280,33 @@ class Session:
         segments = [segment for branch in state.branches.values() for segment in branch]
         if any(segment.grown for segment in segments):
             state.record.state_bytes = max(state.record.state_bytes, sum(map(SegmentState.count, segments)))
+
+    def _corrected(
+        self, state: RunState, tick: Tick, output: Any, sigma: float | None, runs: list[SegmentRun]
+    ) -> Any:
+        noise = state.noise
+        index = _noise_index(state, tick)
+        if noise is None or noise.strides is None or sigma is None or index >= len(noise.strides):
+            return output
+        order = self.plan.correction
+        assert order is not None  # the caller has looked
+        kept = state.corrections.setdefault(tick.branch, Correction(order))
+        computed = not any(run.settle().skip for run in runs)
+        return kept.corrected(output, sigma, noise.strides[index], computed=computed)
+
+    def _fit(self, budget: int, segments: list[SegmentState]) -> None:
+        """Lower the order of the forecasters until all of a branch fits, once the size of its streams is known."""
+        once = sum(segment.once for segment in segments)
+        longest = max(segment.segment.memory for segment in segments)
+        if not all(segment.ready for segment in segments) or once * longest <= budget:
+            return
+        if once > budget:
+            raise ConfigError(
+                f"memory_budget is {budget} bytes, but one value of every stream takes {once}; give at least that, "
+                "or a smaller cache_dtype."
+            )
+        for segment in segments:
+            segment.limit(budget // once)
 
     def _label(self, branch: str | int) -> str:
         if isinstance(branch, str):
@@ -234,8 +316,20 @@ class Session:
         return "" if branch == 0 else f"call {branch}"
 
 
-def _may_skip(gate: Gate, step: int, horizon: int, total: int | None) -> bool:
+def _noise_index(state: RunState, tick: Tick) -> int:
+    """Where the step is in the noise schedule; a scheduler knows it but for its first step."""
+    assert state.noise is not None
+    if state.position is not None and state.position >= 0:
+        return state.position
+    return (
+        max(0, len(state.noise.levels) - state.total)
+        if state.position is not None and state.total
+        else tick.step
+    )
+
+
+def _may_skip(policy: Policy, step: int, horizon: int, total: int | None) -> bool:
     """Whether any of the next `horizon` steps may be skipped, as far as that is known beforehand."""
     stop = step + 1 + horizon if total is None else min(step + 1 + horizon, total)
     # The nearest step first: in most runs it is the answer.
-    return not all(map(gate.must_compute, range(step + 1, stop)))
+    return any(policy.certain(later) is None for later in range(step + 1, stop))

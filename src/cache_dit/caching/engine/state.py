@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from cache_dit.caching.engine.flow import unpack, wrong_form
 from cache_dit.caching.engine.plan import Segment
+from cache_dit.caching.forecasters.reuse import Reuse
+from cache_dit.caching.maths.change import relative_l1
+from cache_dit.caching.maths.forecaster import Forecaster
+from cache_dit.caching.maths.moment import Moment
 from cache_dit.errors import EngineError
 
-_layout = attrgetter("shape", "dtype", "device")
+_layout = attrgetter("shape", "device")
 
 
 class SegmentState:
@@ -23,21 +27,42 @@ class SegmentState:
         grown: Memory was taken for a tensor that has to be kept since the bytes were counted last.
     """
 
-    __slots__ = ("_absent", "_form", "forecasts", "gate", "grown", "ready", "segment", "sides")
+    __slots__ = (
+        "_constants",
+        "_dtypes",
+        "_form",
+        "_sizes",
+        "_spec",
+        "_within",
+        "check",
+        "forecasters",
+        "forecasts",
+        "gate",
+        "grown",
+        "ready",
+        "segment",
+        "sides",
+    )
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
-        self.gate: Any = None if segment.gate is None else segment.gate.init()
+        self.gate: Any = None if segment.policy is None else segment.policy.init()
         self.grown = False
+        self._within: int | None = None
         self.forget()
 
     def forget(self) -> None:
         """Drop everything that forecasts are made of; the gate's counters stay."""
-        self.forecasts: list[Any] = [None if f is None else f.init() for f in self.segment.forecasters]
+        self.forecasters: list[Forecaster | None] = []
+        self.forecasts: list[Any] = []
         self.sides: dict[int, tuple[Any, ...]] = {}
+        self.check: Any = None
         self.ready = False
-        self._absent: tuple[bool, ...] = ()
+        self._constants: dict[int, Any] = {}
+        self._dtypes: dict[int, torch.dtype] = {}
+        self._sizes: dict[int, int] = {}
         self._form: tuple[Any, ...] = ()
+        self._spec: TreeSpec | None = None
 
     def fits(self, entry: tuple[Any, ...]) -> bool:
         """Whether forecasts made so far can stand in for this entry; if not they are dropped.
@@ -52,32 +77,95 @@ class SegmentState:
         self._form = form
         return not changed
 
-    def observe(self, step: int, entry: tuple[Any, ...], output: Any) -> None:
+    def observe(self, at: Moment, entry: tuple[Any, ...], output: Any) -> None:
         """Take in what left the segment on a computed step.
 
         Raises:
             PatternError: The last block returned another number of values than declared.
             EngineError: A stream changed its shape within the segment.
         """
-        values = unpack(self.segment, output)
-        for slot, forecaster in enumerate(self.segment.forecasters):
-            if forecaster is not None and values[slot] is not None:
-                state = self.forecasts[slot]
-                fresh = self._value(entry[slot], values[slot], forecaster.spare(state))
-                self.forecasts[slot] = forecaster.observe(state, step, fresh)
-        self._absent = tuple(value is None for value in values)
+        values = self.values(output)
+        if len(self.forecasters) != len(values):
+            made = self.segment.forecasters
+            self.forecasters = [self._limited(one) for one in (made * len(values) if self._spec else made)]
+            self.forecasts = [None if one is None else one.init() for one in self.forecasters]
+        self._constants.clear()
+        for slot, forecaster in enumerate(self.forecasters):
+            if forecaster is None:
+                continue
+            if not self._is_stream(values[slot]):
+                self._constants[slot] = values[slot]
+                continue
+            state = self.forecasts[slot]
+            fresh = self._value(slot, entry, values[slot], forecaster.spare(state))
+            self.forecasts[slot] = forecaster.observe(state, at, fresh)
         self.ready = True
 
-    def forecast(self, step: int, entry: tuple[Any, ...]) -> tuple[Any, ...]:
-        """What leaves the segment on a skipped step; every tensor is the caller's own."""
-        values: list[Any] = []
-        for slot, forecaster in enumerate(self.segment.forecasters):
-            if forecaster is None or self._absent[slot]:
-                values.append(None)
-                continue
-            value = forecaster.predict(self.forecasts[slot], step)
-            values.append(torch.add(entry[slot], value) if self.segment.residual else value.clone())
-        return tuple(values)
+    def forecast(self, at: Moment, entry: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What leaves the segment on a skipped step; every forecast tensor is the caller's own."""
+        return tuple(self._forecast(slot, at, entry) for slot in range(len(self.forecasters)))
+
+    def error(self, at: Moment, entry: tuple[Any, ...], output: Any) -> float | None:
+        """Relative L1 error that a forecast of the main stream would have had; waits for the device."""
+        slot = self.segment.ports.main
+        value = self.values(output)[slot]
+        if not self.ready or self.forecasters[slot] is None or not self._is_stream(value):
+            return None
+        return relative_l1(self._forecast(slot, at, entry), value)
+
+    def pack(self, index: int, values: tuple[Any, ...]) -> Any:
+        """The output of block `index` from one value a slot."""
+        if self.segment.opaque:
+            assert self._spec is not None  # set by the computed step before
+            return tree_unflatten(values, self._spec)
+        return self.segment.ports.pack(self.with_sides(index, values))
+
+    def limit(self, memory: int) -> None:
+        """From now on keep at most so many tensors for each stream, with a forecaster that makes do with them."""
+        self._within = memory
+        self.forget()
+
+    def main(self, values: tuple[Any, ...]) -> Tensor:
+        """The main stream among the values of the slots."""
+        return values[self.segment.ports.main]  # type: ignore[no-any-return]
+
+    def _limited(self, forecaster: Forecaster | None) -> Forecaster | None:
+        if forecaster is None or self._within is None:
+            return forecaster
+        return forecaster.within(self._within) or Reuse()
+
+    @property
+    def once(self) -> int:
+        """Bytes of one value of every stream, as it is kept."""
+        return sum(self._sizes.values())
+
+    def values(self, output: Any) -> tuple[Any, ...]:
+        """What left the segment, one value a slot."""
+        if not self.segment.opaque:
+            return unpack(self.segment, output)
+        leaves, self._spec = tree_flatten(output)
+        return tuple(leaves)
+
+    def _is_stream(self, value: Any) -> bool:
+        return isinstance(value, Tensor) if self.segment.opaque else value is not None
+
+    def _is_change(self, slot: int, entry: tuple[Any, ...], shape: torch.Size) -> bool:
+        """Whether a change is kept for this slot; of an opaque block's outputs, for those with the entry's shape."""
+        if not self.segment.residual or not self.segment.opaque:
+            return self.segment.residual
+        return slot < len(entry) and isinstance(entry[slot], Tensor) and entry[slot].shape == shape
+
+    def _forecast(self, slot: int, at: Moment, entry: tuple[Any, ...]) -> Any:
+        forecaster = self.forecasters[slot]
+        if forecaster is None:
+            # A side output, which is replayed, or a stream that is handed through.
+            return entry[slot]
+        if slot in self._constants:
+            return self._constants[slot]
+        value = forecaster.predict(self.forecasts[slot], at)
+        if self._is_change(slot, entry, value.shape):
+            return torch.add(entry[slot], _cast(value, entry[slot].dtype))
+        return value.clone() if value.dtype == self._dtypes[slot] else value.to(self._dtypes[slot])
 
     def with_sides(self, index: int, values: tuple[Any, ...]) -> tuple[Any, ...]:
         """`values` with the side outputs that block `index` returned on the last computed step."""
@@ -94,34 +182,44 @@ class SegmentState:
 
     def tensors(self) -> Any:
         """Everything that may hold tensors."""
-        return (self.gate, self.forecasts, self.sides)
+        return (self.gate, self.forecasts, self.check, self.sides)
 
     def count(self) -> int:
         """Bytes of all tensors that are kept now."""
         self.grown = False
         return sum(leaf.nbytes for leaf in tree_leaves(self.tensors()) if isinstance(leaf, Tensor))
 
-    def _value(self, entry: Any, value: Any, spare: Tensor | None) -> Tensor:
+    def _value(self, slot: int, entry: tuple[Any, ...], value: Any, spare: Tensor | None) -> Tensor:
         if not isinstance(value, Tensor):
             raise wrong_form(self.segment, value)
         value = detached(value)
+        self._dtypes[slot] = value.dtype
+        dtype = self.segment.dtype or value.dtype
+        self._sizes[slot] = value.numel() * dtype.itemsize
         # Strides do not matter: a stream is often a part of a larger tensor, and what is kept of it is not.
-        if spare is None or _layout(spare) != _layout(value):
+        if spare is None or _layout(spare) != _layout(value) or spare.dtype != dtype:
             spare, self.grown = None, True
-        if not self.segment.residual:
+        if not self._is_change(slot, entry, value.shape):
             # The model may write into its own tensor later, so a copy is kept.
-            return value.clone() if spare is None else spare.copy_(value)
-        if entry is None or entry.shape != value.shape:
-            segment, enters = self.segment, "nothing" if entry is None else tuple(entry.shape)
+            return torch.empty_like(value, dtype=dtype).copy_(value) if spare is None else spare.copy_(value)
+        enters = entry[slot]
+        if enters is None or enters.shape != value.shape:
+            segment, shape = self.segment, "nothing" if enters is None else tuple(enters.shape)
             raise EngineError(
-                f"{segment.label}: {enters} enters block {segment.start} and {tuple(value.shape)} leaves "
+                f"{segment.label}: {shape} enters block {segment.start} and {tuple(value.shape)} leaves "
                 f"block {segment.stop - 1}; a change can only be kept between blocks with one layout. Choose "
                 "Fn_compute_blocks and Bn_compute_blocks so that both ends have it, or "
                 "calibrator_cache_type='hidden_states'."
             )
-        return torch.sub(value, detached(entry), out=spare)
+        if spare is None and dtype != value.dtype:
+            spare = torch.empty_like(value, dtype=dtype)
+        return torch.sub(value, detached(enters), out=spare)
 
 
 def detached(value: Any) -> Any:
     """The value without the graph that it is part of; most forwards make none, and then it is the value."""
     return value.detach() if isinstance(value, Tensor) and value.requires_grad else value
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value if value.dtype == dtype else value.to(dtype)

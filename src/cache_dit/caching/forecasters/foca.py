@@ -10,7 +10,7 @@ from cache_dit.caching.config import CalibratorConfig
 from cache_dit.caching.forecasters.history import Computed, Ordered
 from cache_dit.caching.forecasters.newton import neville
 from cache_dit.caching.maths.moment import Moment
-from cache_dit.caching.maths.weights import blend
+from cache_dit.caching.maths.weights import weighted_sum
 from cache_dit.caching.options import options
 
 
@@ -43,7 +43,7 @@ class FoCa(Ordered):
         h, gap, before = at.time - newest, newest - middle, middle - oldest
         bend = h / 2 * gap / (gap + before)
         weights = (1 + (h + bend) / gap, -(h + bend) / gap - bend / before, bend / before)
-        return blend(state.values, weights)
+        return weighted_sum(state.values, weights)
 
 
 @options

@@ -10,7 +10,7 @@ from torch import Tensor
 from cache_dit.caching.config import CalibratorConfig
 from cache_dit.caching.forecasters.history import Computed, Ordered
 from cache_dit.caching.maths.moment import Moment
-from cache_dit.caching.maths.weights import blend, combine, ladder
+from cache_dit.caching.maths.weights import combine, ladder, scaled_hermite, weighted_sum
 from cache_dit.caching.options import option, options, real, whole
 from cache_dit.errors import ConfigError
 
@@ -32,18 +32,14 @@ class HiCache(Ordered):
     sigma: float = 0.5
 
     def predict(self, state: Computed, at: Moment) -> Tensor:
-        terms = scaled_hermite(at.time - state.times[0], self.sigma, len(state.times) - 1)
-        divided = [term / math.factorial(order) for order, term in enumerate(terms)]
-        return blend(state.values, combine(ladder(state.times), divided))
+        return hermite_forecast(state, at.time, self.sigma)
 
 
-def scaled_hermite(x: float, sigma: float, order: int) -> list[float]:
-    """Return `sigma^n H_n(sigma x)` for n from 0 to `order`, with the physicists' Hermite polynomials."""
-    terms = [1.0, 2 * sigma**2 * x]
-    for n in range(1, order):
-        # H_{n+1}(y) = 2 y H_n(y) - 2 n H_{n-1}(y), at y = sigma x and times sigma^{n+1}.
-        terms.append(2 * sigma**2 * (x * terms[n] - n * terms[n - 1]))
-    return terms[: order + 1]
+def hermite_forecast(state: Computed, time: float, sigma: float) -> Tensor:
+    """The forecast of `HiCache` from the values that there are."""
+    terms = scaled_hermite(time - state.times[0], sigma, len(state.times) - 1)
+    divided = [term / math.factorial(order) for order, term in enumerate(terms)]
+    return weighted_sum(state.values, combine(ladder(state.times), divided))
 
 
 @options
@@ -63,8 +59,7 @@ class HiCacheCalibratorConfig(CalibratorConfig):
         super().__post_init__()
         if self.forecast_axis != "step":
             raise ConfigError(
-                f"forecast_axis is {self.forecast_axis!r}; HiCache's polynomials are scaled to steps; "
-                "give 'step'."
+                f"forecast_axis is {self.forecast_axis!r}; Hermite polynomials count steps; give 'step'."
             )
 
     def strify(self) -> str:
@@ -75,6 +70,6 @@ class HiCacheCalibratorConfig(CalibratorConfig):
         """The forecaster in words."""
         return f"HiCache of order {self.order} (sigma {self.sigma:g}) on {self.calibrator_cache_type}"
 
-    def method(self) -> HiCache:
+    def method(self) -> Ordered:
         """The forecaster that this configuration is about."""
         return HiCache(self.order, self.sigma)

@@ -12,7 +12,7 @@ from cache_dit.caching.forecasters.history import Computed, Ordered
 from cache_dit.caching.forecasters.newton import Newton
 from cache_dit.caching.maths.forecaster import Forecaster
 from cache_dit.caching.maths.moment import Moment
-from cache_dit.caching.maths.weights import blend, combine, ladder
+from cache_dit.caching.maths.weights import combine, ladder, weighted_sum
 from cache_dit.caching.options import one_of, option, options, whole
 from cache_dit.errors import ConfigError
 
@@ -30,7 +30,7 @@ class TaylorSeer(Ordered):
     def predict(self, state: Computed, at: Moment) -> Tensor:
         elapsed = at.time - state.times[0]
         terms = [elapsed**order / math.factorial(order) for order in range(len(state.times))]
-        return blend(state.values, combine(ladder(state.times), terms))
+        return weighted_sum(state.values, combine(ladder(state.times), terms))
 
 
 @options

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def blend(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Return `sum_i weights[i] * values[i]`, a new tensor of the values' dtype.
 
     Weights of a forecast have both signs and sizes over 1, so half-precision values are summed in float32.
@@ -52,3 +52,36 @@ def ladder(times: Sequence[float]) -> list[list[float]]:
         ]
         newest.append(rows[0])
     return newest
+
+
+def scaled_hermite(x: float, sigma: float, order: int) -> list[float]:
+    """Return `sigma^n H_n(sigma x)` for n from 0 to `order`, with the physicists' Hermite polynomials.
+
+    The dual-scaled basis of HiCache (arXiv 2508.16984).
+    """
+    terms = [1.0, 2 * sigma**2 * x]
+    for n in range(1, order):
+        # H_{n+1}(y) = 2 y H_n(y) - 2 n H_{n-1}(y), at y = sigma x and times sigma^{n+1}.
+        terms.append(2 * sigma**2 * (x * terms[n] - n * terms[n - 1]))
+    return terms[: order + 1]
+
+
+def chebyshev(tau: float, degree: int) -> list[float]:
+    """Return the Chebyshev polynomials `T_0` to `T_degree` at `tau`, by `T_{n+1} = 2 tau T_n - T_{n-1}`."""
+    terms = [1.0, tau]
+    for _ in range(1, degree):
+        terms.append(2 * tau * terms[-1] - terms[-2])
+    return terms[: degree + 1]
+
+
+def chebyshev_fit(taus: Sequence[float], tau: float, degree: int, ridge: float) -> list[float]:
+    """Return the weights of values at `taus` in a ridge fit of Chebyshev polynomials, evaluated at `tau`.
+
+    With `P` the polynomials at `taus`, one row each, and `p` those at `tau`: `P (P^T P + ridge I)^-1 p`,
+    solved in float64 on the host (Spectrum, arXiv 2603.01623).
+    """
+    basis = torch.tensor([chebyshev(node, degree) for node in taus], dtype=torch.float64, device="cpu")
+    target = torch.tensor(chebyshev(tau, degree), dtype=torch.float64, device="cpu")
+    normal = basis.mT @ basis + ridge * torch.eye(degree + 1, dtype=torch.float64, device="cpu")
+    weights: list[float] = (basis @ torch.linalg.solve(normal, target)).tolist()
+    return weights

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 LISTS = (nn.ModuleList, nn.Sequential)
 """What may hold the blocks of a model."""
@@ -96,6 +96,8 @@ class Row:
             dict. When one appears, disappears, or turns from or to zero, the step is computed.
         muted: Paths of modules between the blocks (or lists of them) whose output is added to a stream; on
             skipped steps it is part of the forecast, so they return a zero instead of computing.
+        modulated: From the first block and its arguments by name to its input, modulated for the timestep, as
+            TeaCache compares it; None: found where the block begins like FLUX's.
         on_request: A pipeline may have it beside its transformer, as a ControlNet; cached only when given
             by itself.
     """
@@ -109,6 +111,7 @@ class Row:
     bypass: Callable[[Mapping[str, Any]], bool] | None = None
     controls: tuple[str, ...] = ()
     muted: tuple[str, ...] = ()
+    modulated: Callable[[nn.Module, Mapping[str, Any]], Tensor] | None = None
     on_request: bool = False
 
     def repeated_blocks(self, model: nn.Module) -> frozenset[str]:

@@ -1,0 +1,31 @@
+"""The last computed value again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cache_dit.caching.maths.forecaster import Forecaster
+from cache_dit.caching.maths.moment import Moment
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse(Forecaster):
+    """The value of the last computed step, as it was (FBCache, DBCache without a calibrator)."""
+
+    @property
+    def memory(self) -> int:
+        return 1
+
+    def init(self) -> Tensor | None:
+        return None
+
+    def observe(self, state: Tensor | None, at: Moment, value: Tensor) -> Tensor:
+        return value
+
+    def predict(self, state: Tensor, at: Moment) -> Tensor:
+        return state
+
+    def spare(self, state: Tensor | None) -> Tensor | None:
+        return state
