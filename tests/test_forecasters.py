@@ -12,15 +12,20 @@ from torch import Tensor, nn
 from cache_dit.caching.engine.plan import Segment
 from cache_dit.caching.engine.ports import Port, Ports
 from cache_dit.caching.engine.state import SegmentState
+from cache_dit.caching.forecasters.dicache import Aligned
+from cache_dit.caching.forecasters.dmd import DMD
 from cache_dit.caching.forecasters.foca import FoCa
+from cache_dit.caching.forecasters.freqca import FreqCa
 from cache_dit.caching.forecasters.hicache import HiCache
 from cache_dit.caching.forecasters.newton import Newton
 from cache_dit.caching.forecasters.reuse import Reuse
+from cache_dit.caching.forecasters.spectrum import Spectrum
 from cache_dit.caching.forecasters.taylorseer import TaylorSeer
 from cache_dit.caching.maths.forecaster import Forecaster
 from cache_dit.caching.maths.moment import Moment
 
 NODES = (0, 1, 3, 4, 8, 10, 15)
+EVEN_NODES = (3, 5, 7, 9, 11, 13, 15)
 ORDERS = (1, 2, 3, 4)
 FORECASTERS: tuple[Forecaster, ...] = (
     Reuse(),
@@ -28,6 +33,12 @@ FORECASTERS: tuple[Forecaster, ...] = (
     *map(TaylorSeer, ORDERS),
     FoCa(),
     HiCache(),
+    Spectrum(window=5),
+    Spectrum(window=2, anchored=True),
+    DMD(),
+    DMD(snapshots=4),
+    Aligned(),
+    FreqCa(),
 )
 
 each_order = pytest.mark.parametrize("order", ORDERS)
@@ -35,7 +46,12 @@ each_forecaster = pytest.mark.parametrize("forecaster", FORECASTERS, ids=str)
 
 
 def moment(step: int) -> Moment:
-    return Moment(step, float(step), end=27.0, total=28)
+    return Moment(step, float(step), end=27.0, total=28, signal=torch.full((2, 3, 7), float(step)))
+
+
+def nodes_for(forecaster: Forecaster) -> tuple[int, ...]:
+    """Computed steps that the forecaster can make use of."""
+    return EVEN_NODES if isinstance(forecaster, DMD) else NODES
 
 
 def polynomial(degree: int) -> Callable[[int], Tensor]:
@@ -93,7 +109,7 @@ def test_reuse_returns_the_last_value() -> None:
 
 @each_forecaster
 def test_predicting_changes_nothing(forecaster: Forecaster) -> None:
-    state = watched(forecaster, polynomial(4), NODES)
+    state = watched(forecaster, polynomial(4), nodes_for(forecaster))
     first = forecaster.predict(state, moment(16)).clone()
     forecaster.predict(state, moment(20))
     assert torch.equal(forecaster.predict(state, moment(16)), first)
@@ -101,14 +117,15 @@ def test_predicting_changes_nothing(forecaster: Forecaster) -> None:
 
 @each_forecaster
 def test_memory_says_how_many_values_a_prediction_uses(forecaster: Forecaster) -> None:
-    late = watched(forecaster, polynomial(4), NODES[-forecaster.memory :])
-    for skipped in range(len(NODES) - forecaster.memory):
-        state = watched(forecaster, polynomial(4), NODES[skipped:])
+    nodes = nodes_for(forecaster)
+    late = watched(forecaster, polynomial(4), nodes[-forecaster.memory :])
+    for skipped in range(len(nodes) - forecaster.memory):
+        state = watched(forecaster, polynomial(4), nodes[skipped:])
         torch.testing.assert_close(
             forecaster.predict(state, moment(16)), forecaster.predict(late, moment(16))
         )
     if forecaster.memory > 1:
-        fewer = watched(forecaster, polynomial(4), NODES[1 - forecaster.memory :])
+        fewer = watched(forecaster, polynomial(4), nodes[1 - forecaster.memory :])
         assert not torch.allclose(forecaster.predict(fewer, moment(16)), forecaster.predict(late, moment(16)))
 
 
@@ -117,7 +134,7 @@ def test_a_full_state_lives_in_the_same_memory(forecaster: Forecaster) -> None:
     state = forecaster.init()
     spares = []
     places = set()
-    for step in NODES:
+    for step in nodes_for(forecaster):
         spare = forecaster.spare(state)
         spares.append(spare is not None)
         value = torch.full((1, 2, 5), float(step)) if spare is None else spare.fill_(step)
@@ -139,7 +156,7 @@ def test_it_makes_do_with_the_memory_that_there_is(forecaster: Forecaster) -> No
 @each_forecaster
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_forecast_has_the_dtype_of_its_values(forecaster: Forecaster, dtype: torch.dtype) -> None:
-    state = watched(forecaster, lambda step: polynomial(2)(step).to(dtype), NODES)
+    state = watched(forecaster, lambda step: polynomial(2)(step).to(dtype), nodes_for(forecaster))
     assert forecaster.predict(state, moment(17)).dtype is dtype
 
 

@@ -12,18 +12,28 @@ from torch import Tensor
 
 from cache_dit.caching.catalogue import (
     CalibratorConfig,
+    DiCacheCalibratorConfig,
+    DMDCalibratorConfig,
     FoCaCalibratorConfig,
+    FreqCaCalibratorConfig,
     HiCacheCalibratorConfig,
+    SpectrumCalibratorConfig,
     TaylorSeerCalibratorConfig,
 )
+from cache_dit.caching.forecasters.dicache import Aligned
+from cache_dit.caching.forecasters.dmd import DMD
 from cache_dit.caching.forecasters.foca import FoCa
-from cache_dit.caching.forecasters.hicache import HiCache, scaled_hermite
+from cache_dit.caching.forecasters.freqca import FreqCa
+from cache_dit.caching.forecasters.hicache import HiCache
 from cache_dit.caching.forecasters.newton import Newton
 from cache_dit.caching.forecasters.reuse import Reuse
+from cache_dit.caching.forecasters.spectrum import Spectrum
 from cache_dit.caching.forecasters.taylorseer import TaylorSeer
+from cache_dit.caching.maths import modes
 from cache_dit.caching.maths.forecaster import Forecaster
+from cache_dit.caching.maths.gate import Probe
 from cache_dit.caching.maths.moment import Moment
-from cache_dit.caching.maths.weights import blend, combine, ladder
+from cache_dit.caching.maths.weights import chebyshev, combine, ladder, scaled_hermite, weighted_sum
 from cache_dit.errors import ConfigError, ConfigTypeError
 
 Function = Callable[[float], Tensor]
@@ -96,11 +106,15 @@ def test_the_ladder_divides_by_the_latest_gap() -> None:
 def test_half_precision_values_are_summed_in_float32() -> None:
     values = [torch.full((1, 1, 64), value, dtype=torch.bfloat16) for value in (256.0, 1.0, 256.0)]
     # In bfloat16 256 + 1 is 256.
-    assert blend(values, (1.0, 1.0, -1.0)).unique().tolist() == [1.0]
+    assert weighted_sum(values, (1.0, 1.0, -1.0)).unique().tolist() == [1.0]
 
 
 def test_combine_stops_at_the_shorter() -> None:
     assert combine([[1, 0], [0, 1]], [2.0, 3.0, 4.0]) == [2.0, 3.0]
+
+
+def test_a_value_of_no_weight_is_left_out() -> None:
+    assert weighted_sum([row(2.0), row(math.nan)], (1.5, 0.0)).item() == 3.0
 
 
 # FoCa
@@ -181,6 +195,221 @@ def test_scaled_hermite_polynomials() -> None:
     assert scaled_hermite(x, sigma, 0) == [1.0]
 
 
+# Spectrum
+
+
+def wave(time: float) -> Tensor:
+    return row(math.sin(time / 9), math.cos(time / 7), 0.1 * time)
+
+
+@pytest.mark.parametrize("end", [27.0, None])
+def test_spectrum_is_a_ridge_fit_and_the_line(end: float | None) -> None:
+    nodes, time, forecaster = (0, 1, 2, 4, 7), 10, Spectrum(degree=3, ridge=0.2, blend=0.7)
+    state = forecaster.init()
+    for node in nodes:
+        state = forecaster.observe(state, at(node, end=end), wave(node))
+    last = end or float(time)
+    basis = torch.tensor([chebyshev(2 * t / last - 1, 3) for t in nodes], dtype=torch.float64)
+    point = torch.tensor(chebyshev(2 * time / last - 1, 3), dtype=torch.float64)
+    features = torch.cat([wave(node) for node in nodes])[:, 0]
+    normal = basis.T @ basis + 0.2 * torch.eye(4, dtype=torch.float64)
+    fit = point @ torch.linalg.inv(normal) @ basis.T @ features
+    line = wave(7) + (wave(7) - wave(4)) * (time - 7) / 3
+    made = forecaster.predict(state, at(time, end=end))
+    torch.testing.assert_close(made, 0.7 * fit + 0.3 * line)
+
+
+def test_spectrum_without_a_penalty_is_exact_on_its_degree() -> None:
+    def cubic(time: float) -> Tensor:
+        return row((time / 10) ** 3 - time / 5 + 2.0)
+
+    forecaster = Spectrum(degree=3, ridge=1e-6, blend=1.0)
+    assert error(forecaster, cubic, (0, 1, 3, 5, 8, 10), 12) < 1e-3 < error(Newton(1), cubic, (8, 10), 12)
+
+
+def test_spectrum_without_the_fit_is_the_line() -> None:
+    assert error(Spectrum(blend=0.0), line, (0, 2, 3), 7) < 1e-12
+
+
+def test_spectrums_ridge_draws_to_zero_unless_anchored() -> None:
+    def constant(time: float) -> Tensor:
+        return row(1.0)
+
+    nodes = (0, 1, 2, 3, 5)
+    assert forecast(Spectrum(), constant, nodes, 8).item() < 0.99
+    assert forecast(Spectrum(anchored=True), constant, nodes, 8).item() == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("forecaster", [Spectrum(), Spectrum(anchored=True)])
+def test_spectrum_follows_a_line_forward(forecaster: Spectrum) -> None:
+    def steady(time: float) -> Tensor:
+        return row(time - 13.5)
+
+    nodes = range(0, 21, 2)
+    for time in (21, 22, 23):
+        assert 0.2 < (forecast(forecaster, steady, nodes, time).item() - 6.5) / (time - 20) < 1.2
+
+
+def test_chebyshev_polynomials() -> None:
+    assert chebyshev(0.3, 4) == pytest.approx([math.cos(n * math.acos(0.3)) for n in range(5)])
+    assert chebyshev(0.3, 0) == [1.0]
+
+
+# DMD
+
+
+def exponentials(*rates: complex) -> Function:
+    """A sum of modes over 12 channels, with the given factors from one step to the next."""
+    generator = torch.Generator().manual_seed(len(rates))
+    shapes = torch.randn(len(rates), 1, 1, 12, dtype=torch.complex128, generator=generator)
+    return lambda time: sum((rate**time * shape).real for rate, shape in zip(rates, shapes, strict=True))  # type: ignore[return-value]
+
+
+def test_dmd_is_exact_on_sums_of_exponentials() -> None:
+    function = exponentials(0.97, 0.8, 0.9 + 0.3j)
+    for time in (11, 12, 12.5, 16):
+        torch.testing.assert_close(
+            forecast(DMD(), function, (0, 2, 4, 6, 8, 10), time), function(time), rtol=1e-6, atol=1e-6
+        )
+
+
+def test_dmd_fits_the_newest_that_are_evenly_spaced() -> None:
+    function = exponentials(0.97, 0.8)
+    assert error(DMD(), function, (0, 1, 4, 6, 8, 10), 13) < 1e-9
+    assert error(Newton(5), function, (0, 1, 4, 6, 8, 10), 13) > 1e-4
+
+
+def test_dmd_is_the_line_where_fewer_than_4_are_even() -> None:
+    function = exponentials(0.97, 0.8)
+    for nodes in ((0, 2, 4), (0, 2, 4, 6, 7), (0, 1, 2, 3, 4, 6, 8)):
+        made = forecast(DMD(), function, nodes, 10)
+        torch.testing.assert_close(made, forecast(Newton(1), function, nodes, 10))
+
+
+def test_dmd_follows_a_line_forward() -> None:
+    assert error(DMD(), line, (0, 2, 4, 6, 8, 10), 13) < 1e-6
+    single = forecast(DMD(), lambda time: line(time).float(), (0, 2, 4, 6, 8, 10), 13)
+    torch.testing.assert_close(single, line(13).float(), rtol=1e-3, atol=0)
+
+
+def test_dmd_limits_the_growth_of_a_mode() -> None:
+    function, nodes = exponentials(1.5), (0, 1, 2, 3, 4, 5)
+    torch.testing.assert_close(forecast(DMD(max_growth=2.0), function, nodes, 8), function(8))
+    torch.testing.assert_close(forecast(DMD(max_growth=1.2), function, nodes, 8), function(5) * 1.2**3)
+    torch.testing.assert_close(forecast(DMD(max_growth=1.0), function, nodes, 8), function(5))
+
+
+def test_dmd_fits_each_item_of_the_batch_by_itself() -> None:
+    one, other, nodes = exponentials(0.9, 0.5), exponentials(0.6 + 0.5j), (0, 1, 2, 3, 4, 5)
+    made = forecast(DMD(), lambda time: torch.cat([one(time), other(time)]), nodes, 7)
+    torch.testing.assert_close(made, torch.cat([one(7), other(7)]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("odd", [0.0, math.nan, math.inf])
+def test_dmd_repeats_the_newest_value_where_nothing_can_be_fitted(odd: float) -> None:
+    def broken(time: float) -> Tensor:
+        return row(3.0, 2.0) if time == 5 else row(odd, odd)
+
+    assert forecast(DMD(), broken, (0, 1, 2, 3, 4, 5), 7).tolist() == [[[3.0, 2.0]]]
+    assert forecast(DMD(), lambda time: row(0.0), (0, 1, 2, 3), 7).item() == 0.0
+
+
+def test_inner_products_are_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshots = [exponentials(0.9)(time).expand(3, 2, 12).bfloat16() for time in range(4)]
+    stacked = torch.stack([snapshot.flatten(1) for snapshot in snapshots], 1).double()
+    monkeypatch.setattr(modes, "_ELEMENTS_AT_ONCE", 15)
+    torch.testing.assert_close(modes.inner_products(snapshots), stacked @ stacked.mT)
+
+
+def test_dmd_with_little_memory_is_the_line() -> None:
+    assert [DMD().within(memory) for memory in (1, 2, 3, 5, 9)] == [
+        None,
+        Newton(1),
+        Newton(1),
+        DMD(snapshots=5),
+        DMD(),
+    ]
+
+
+# DiCache
+
+
+def aligned(probes: Sequence[Any], times: Sequence[float] = (0, 4, 5), dtype: Any = torch.float64) -> Tensor:
+    """Forecast of a line at the last of the times, the others computed, with a probe at each of them."""
+    state = Aligned().init()
+    for time, probe in zip(times[:-1], probes[:-1], strict=True):
+        state = Aligned().observe(state, at(time, signal=probe), line(time).to(dtype))
+    return Aligned().predict(state, at(times[-1], signal=probes[-1]))
+
+
+def probe(value: float) -> Tensor:
+    return torch.full((1, 6, 3), value)
+
+
+def test_dicache_goes_as_far_as_the_probe() -> None:
+    torch.testing.assert_close(aligned([probe(0), probe(4), probe(5)]), line(5))
+    torch.testing.assert_close(aligned([probe(7), probe(3), probe(2)]), line(5))
+    whole = [Probe(probe(9), probe(value)) for value in (0, 4, 5)]
+    torch.testing.assert_close(aligned(whole), line(5))
+
+
+@pytest.mark.parametrize(
+    ("probes", "time"),
+    [
+        pytest.param([0, 4, 9], 6, id="at-most-half-a-gap-ahead"),
+        pytest.param([0, 4, 2], 4, id="never-back"),
+        pytest.param([4, 4, 4], 4, id="a-probe-that-stands-still"),
+        pytest.param([4, 4, 5], 6, id="a-probe-that-stood-still"),
+        pytest.param([None, 4, 5], 4, id="no-probe-at-first"),
+        pytest.param([0, None, 5], 4, id="no-probe-at-last"),
+        pytest.param([0, 4, None], 4, id="no-probe-now"),
+    ],
+)
+def test_dicache_keeps_within_bounds(probes: list[float | None], time: float) -> None:
+    made = aligned([None if value is None else probe(value) for value in probes])
+    torch.testing.assert_close(made, line(time))
+
+
+def test_dicache_knows_the_last_two_steps_alone() -> None:
+    made = aligned([probe(50), probe(0), probe(4), probe(5)], (-9, 0, 4, 5), torch.bfloat16)
+    torch.testing.assert_close(made, line(5).bfloat16())
+
+
+# FreqCa
+
+
+@pytest.mark.parametrize("tokens", [16, 17])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_freqca_reuses_the_low_band_and_forecasts_the_high_one(tokens: int, dtype: torch.dtype) -> None:
+    low = torch.ones(1, tokens, 2, dtype=torch.float64)
+    high = torch.tensor([1.0, -1.0] * 9, dtype=torch.float64)[None, :tokens, None] * low
+    high = high - high.mean(1, keepdim=True)
+
+    def function(time: float) -> Tensor:
+        return (3 * time * low + 2 * time * high).to(dtype)
+
+    made = forecast(FreqCa(sigma=math.sqrt(0.5)), function, (0, 1, 2, 4, 6), 8)
+    # An odd number of tokens spreads the alternating pattern over all frequencies.
+    tolerance = {"rtol": 1e-2, "atol": 1e-12} if tokens % 2 == 0 else {"rtol": 0.1, "atol": 0.5}
+    torch.testing.assert_close(made, (18 * low + 16 * high).to(dtype), **tolerance)
+
+
+def test_freqcas_cutoff() -> None:
+    def function(time: float) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return time**2 * torch.randn(1, 7, 3, dtype=torch.float64, generator=generator)
+
+    nodes = (0, 1, 2, 4)
+    everything = forecast(FreqCa(sigma=0.6, cutoff=0.0), function, nodes, 6)
+    torch.testing.assert_close(everything, forecast(HiCache(sigma=0.6), function, nodes, 6))
+    torch.testing.assert_close(forecast(FreqCa(cutoff=1.0), function, nodes, 6), function(4))
+    # The band of 1 of 4 frequencies is the mean over the tokens.
+    some = forecast(FreqCa(sigma=0.6, cutoff=0.25), function, nodes, 6)
+    torch.testing.assert_close(
+        some - function(4), (everything - function(4)) - (everything - function(4)).mean(1)
+    )
+
+
 # Options
 
 
@@ -200,6 +429,26 @@ def test_scaled_hermite_polynomials() -> None:
             HiCache(3, 0.3),
             "HiCacheO3S0.3",
             "HiCache of order 3 (sigma 0.3)",
+        ),
+        (
+            SpectrumCalibratorConfig(blend=0.8, window=20),
+            Spectrum(blend=0.8, window=20),
+            "SpectrumD4R0.1B0.8W20",
+            "Spectrum of degree 4 over 20 steps",
+        ),
+        (
+            SpectrumCalibratorConfig(degree=3, ridge=0.01, anchored=True),
+            Spectrum(3, 0.01, anchored=True),
+            "SpectrumD3R0.01B0.5W16A",
+            "Spectrum of degree 3 over 16 steps",
+        ),
+        (DMDCalibratorConfig(max_growth=1.5), DMD(max_growth=1.5), "DMD6G1.5", "DMD over 6 steps"),
+        (DiCacheCalibratorConfig(), Aligned(), "DiCache", "DiCache's alignment"),
+        (
+            FreqCaCalibratorConfig(cutoff=0.2),
+            FreqCa(cutoff=0.2),
+            "FreqCaO2S0.71C0.2",
+            "FreqCa of order 2 (cutoff 0.2)",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -234,6 +483,47 @@ def test_options_make_forecasters(config: CalibratorConfig, made: Forecaster, sh
             {"forecast_axis": "sigma"},
             ConfigError,
             "forecast_axis is 'sigma'; .* give 'step'",
+        ),
+        (
+            FreqCaCalibratorConfig,
+            {"cutoff": -0.1},
+            ConfigError,
+            "cutoff is -0.1; give a number from 0.0 to 1.0",
+        ),
+        (FreqCaCalibratorConfig, {"forecast_axis": "sigma"}, ConfigError, "forecast_axis is 'sigma'"),
+        (
+            SpectrumCalibratorConfig,
+            {"degree": 9},
+            ConfigError,
+            "degree is 9; give a whole number from 1 to 8",
+        ),
+        (SpectrumCalibratorConfig, {"ridge": 0}, ConfigError, "ridge is 0; give a number of at least 1e-06"),
+        (SpectrumCalibratorConfig, {"blend": 2}, ConfigError, "blend is 2; give a number from 0.0 to 1.0"),
+        (
+            SpectrumCalibratorConfig,
+            {"window": 1},
+            ConfigError,
+            "window is 1; give a whole number of at least 2",
+        ),
+        (SpectrumCalibratorConfig, {"anchored": 1}, ConfigTypeError, "anchored is 1; give True or False"),
+        (
+            DMDCalibratorConfig,
+            {"snapshots": 3},
+            ConfigError,
+            "snapshots is 3; give a whole number of at least 4",
+        ),
+        (
+            DMDCalibratorConfig,
+            {"max_growth": 0.5},
+            ConfigError,
+            "max_growth is 0.5; give a number of at least 1",
+        ),
+        (DMDCalibratorConfig, {"max_growth": math.inf}, ConfigError, "max_growth is inf"),
+        (
+            DiCacheCalibratorConfig,
+            {"gamma": 1},
+            ConfigTypeError,
+            "DiCacheCalibratorConfig has no option 'gamma'",
         ),
         (FoCaCalibratorConfig, {"order": 2}, ConfigTypeError, "FoCaCalibratorConfig has no option 'order'"),
     ],

@@ -3,8 +3,12 @@
 from cache_dit.caching.config import BasicCacheConfig as BasicCacheConfig
 from cache_dit.caching.config import CalibratorConfig as CalibratorConfig
 from cache_dit.caching.config import DBCacheConfig as DBCacheConfig
+from cache_dit.caching.forecasters.dicache import DiCacheCalibratorConfig as DiCacheCalibratorConfig
+from cache_dit.caching.forecasters.dmd import DMDCalibratorConfig as DMDCalibratorConfig
 from cache_dit.caching.forecasters.foca import FoCaCalibratorConfig as FoCaCalibratorConfig
+from cache_dit.caching.forecasters.freqca import FreqCaCalibratorConfig as FreqCaCalibratorConfig
 from cache_dit.caching.forecasters.hicache import HiCacheCalibratorConfig as HiCacheCalibratorConfig
+from cache_dit.caching.forecasters.spectrum import SpectrumCalibratorConfig as SpectrumCalibratorConfig
 from cache_dit.caching.forecasters.taylorseer import TaylorSeerCalibratorConfig as TaylorSeerCalibratorConfig
 from cache_dit.caching.gates.delta_dit import DeltaDiTConfig as DeltaDiTConfig
 from cache_dit.caching.gates.dicache import DiCacheConfig as DiCacheConfig

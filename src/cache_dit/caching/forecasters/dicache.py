@@ -27,10 +27,9 @@ class Probed(NamedTuple):
 class Aligned(Forecaster):
     """`r_b + gamma (r_a - r_b)` with the last computed value `r_a` and the one before (arXiv 2508.17356).
 
-    `gamma` is `mean|p - p_b| / mean|p_a - p_b|`, kept within 1 and 1.5, where `p` is the residual of the
-    first blocks on the main stream, which run on skipped steps too; it never leaves the device. Where a
-    residual was not taken, or the probe stood still, `gamma` is 1: the last value. The residuals are shared
-    with the gate and between the streams, and not counted in `memory`.
+    `gamma` is `mean|p - p_b| / mean|p_a - p_b|`, kept within 1 and 1.5 and on the device, where `p` is the
+    residual of the first blocks on the main stream. Where that was not taken, or stood still, it is 1: reuse.
+    The residuals are shared with the gate and between the streams, and not counted in `memory`.
     """
 
     needs: ClassVar[frozenset[Signal]] = frozenset({Signal.PROBE, Signal.RESIDUAL})
@@ -65,8 +64,7 @@ def _residual(signal: Any) -> Any:
 class DiCacheCalibratorConfig(CalibratorConfig):
     """Go on along the last two computed steps, as far as the first blocks say (DiCache, arXiv 2508.17356).
 
-    For gates that look at the first blocks on every step, such as DBCache's and DiCache's. Costs two
-    tensors a stream, and two for the first blocks. It has no options of its own.
+    For gates that look at the first blocks. Costs two tensors a stream, and two in all for those blocks.
     """
 
     def strify(self) -> str:

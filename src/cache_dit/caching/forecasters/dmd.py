@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,22 +14,16 @@ from cache_dit.caching.maths.modes import FEWEST_SNAPSHOTS, Modes, find_modes, f
 from cache_dit.caching.maths.moment import Moment
 from cache_dit.caching.options import option, options, real, whole
 
-
-class Fitted(NamedTuple):
-    """The computed values, and the modes of each item of the batch if the newest are evenly spaced."""
-
-    computed: Computed
-    modes: tuple[Modes, ...]
+_Fitted = tuple[Computed, tuple[Modes, ...]]  # modes of each item, where the newest are evenly spaced
 
 
 @dataclass(frozen=True, slots=True)
 class DMD(Forecaster):
     """Dynamic mode decomposition of the newest evenly spaced values (engrXiv 10.31224/7309, HiCache++).
 
-    With 4 or more of them, each item of the batch is fitted by itself in float64, once for each computed
-    step, which waits for the device once; sums of exponentials are forecast exactly. With fewer, as after a
-    change of the gap, the forecast is the line. Unlike the published form, modes that grow are limited, and
-    what the fit leaves out of the newest value is kept as it is.
+    With 4 or more of them each item of the batch is fitted by itself in float64, at each computed step; sums
+    of exponentials are forecast exactly. With fewer, as after a change of the gap, it is the line. Unlike as
+    published, growth is limited, and what the fit leaves out of the newest value is kept as it is.
     """
 
     snapshots: int = 6
@@ -40,38 +33,35 @@ class DMD(Forecaster):
     def memory(self) -> int:
         return self.snapshots
 
-    def init(self) -> Fitted:
-        return Fitted(Computed((), ()), ())
+    def init(self) -> _Fitted:
+        return Computed((), ()), ()
 
-    def observe(self, state: Fitted, at: Moment, value: Tensor) -> Fitted:
-        computed = state.computed.with_value(at.time, value, self.snapshots)
-        return Fitted(computed, find_modes(*computed, self.max_growth))
+    def observe(self, state: _Fitted, at: Moment, value: Tensor) -> _Fitted:
+        computed = state[0].with_value(at.time, value, self.snapshots)
+        return computed, find_modes(*computed, self.max_growth)
 
-    def predict(self, state: Fitted, at: Moment) -> Tensor:
-        times, values = state.computed
-        if not state.modes:
+    def predict(self, state: _Fitted, at: Moment) -> Tensor:
+        (times, values), modes = state
+        if not modes:
             return neville(times[:2], values[:2], at.time)
-        return forecast(values, state.modes, (at.time - times[0]) / (times[0] - times[1]))
+        return forecast(values, modes, (at.time - times[0]) / (times[0] - times[1]))
 
-    def spare(self, state: Fitted) -> Tensor | None:
-        return state.computed.oldest(self.snapshots)
+    def spare(self, state: _Fitted) -> Tensor | None:
+        return state[0].oldest(self.snapshots)
 
     def within(self, memory: int) -> Forecaster | None:
-        if memory < FEWEST_SNAPSHOTS:
-            return Newton().within(memory)
-        return replace(self, snapshots=min(self.snapshots, memory))
+        smaller = replace(self, snapshots=min(self.snapshots, memory))
+        return smaller if memory >= FEWEST_SNAPSHOTS else Newton().within(memory)
 
 
 @options
 class DMDCalibratorConfig(CalibratorConfig):
     """Extrapolate with exponential modes of the last computed steps (DMD, engrXiv 10.31224/7309).
 
-    For schedules with even gaps, on a device with float64; each computed step waits for it once a stream.
-
     Attributes:
-        snapshots: Computed steps that are fitted, one tensor a stream each, from 4. Default 6.
-        max_growth: Most that a mode may grow by from one computed step to the next; 1: none grows. The
-            published form has no limit. Default 1.2.
+        snapshots: Computed steps that are fitted, if evenly spaced: one tensor a stream each, and at each of
+            them one wait for the device, which must know float64. From 4; default 6.
+        max_growth: Most that a mode may grow by between computed steps; published: no limit. Default 1.2.
     """
 
     snapshots: int = option(whole(FEWEST_SNAPSHOTS), default=6)

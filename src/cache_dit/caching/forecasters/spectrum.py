@@ -17,11 +17,10 @@ from cache_dit.caching.options import flag, option, options, real, whole
 class Spectrum(FromComputed):
     """`blend` times a ridge fit of Chebyshev polynomials, and the rest a line (Spectrum, arXiv 2603.01623).
 
-    With `tau` in [-1, 1] over the whole run, `P` the polynomials at the computed steps and `p` those at the
-    forecast, the fit `p (P^T P + ridge I)^-1 P^T H` is a weighted sum of the computed values `H`: only the
-    weights are solved for, and nothing of it runs on the device. Where the length of the run is not known,
-    `tau` is 1 at the step that is forecast. The ridge draws forecasts towards 0, and not even a constant is
-    fitted exactly; `anchored` fits the change to the newest value instead, which keeps one.
+    With `tau` in [-1, 1] over the run, up to this step where its length is not known, `P` the polynomials
+    at the computed steps and `p` those now, the fit `p (P^T P + ridge I)^-1 P^T H` is a weighted sum of the
+    computed values `H`: only the weights are solved for, on the host. The ridge draws to 0, so that not even
+    a constant is fitted exactly; `anchored` fits the change to the newest value instead.
     """
 
     degree: int = 4
@@ -35,17 +34,16 @@ class Spectrum(FromComputed):
         return self.window
 
     def predict(self, state: Computed, at: Moment) -> Tensor:
-        times = state.times
+        times, values = state
         if len(times) == 1:
-            return state.values[0]
-        end = at.time if at.end is None else max(at.end, at.time)
-        tau, *taus = (2 * time / end - 1 for time in (at.time, *times))
-        fit = chebyshev_fit(taus, tau, self.degree, self.ridge)
+            return values[0]
+        scale = 2 / max(at.end or 0.0, at.time)
+        fit = chebyshev_fit([scale * t - 1 for t in times], scale * at.time - 1, self.degree, self.ridge)
         if self.anchored:
             fit[0] += 1 - sum(fit)
         ahead = (at.time - times[0]) / (times[0] - times[1])
-        line = [1 + ahead, -ahead] + [0.0] * (len(times) - 2)
-        return weighted_sum(state.values, combine((fit, line), (self.blend, 1 - self.blend)))
+        line = [1 + ahead, -ahead, *[0.0] * (len(times) - 2)]
+        return weighted_sum(values, combine((fit, line), (self.blend, 1 - self.blend)))
 
     def within(self, memory: int) -> Spectrum | None:
         return replace(self, window=min(self.window, memory)) if memory > 1 else None
@@ -58,7 +56,7 @@ class SpectrumCalibratorConfig(CalibratorConfig):
     Attributes:
         degree: Highest Chebyshev polynomial, 1 to 8. Default 4.
         ridge: Penalty on the coefficients, from 1e-6: more is smoother and flatter. Default 0.1.
-        blend: Share of the fit in the forecast, 0 to 1; the rest is the line. Published 0.5 (default) to 0.8.
+        blend: Share of the fit, 0 to 1; the rest is the line. Published 0.5 to 0.8. Default 0.5.
         window: Most computed steps that are kept, one tensor a stream each, from 2. Default 16.
         anchored: Fit the change to the newest value, so that nothing is drawn to 0; ours. Default False.
     """
@@ -70,9 +68,8 @@ class SpectrumCalibratorConfig(CalibratorConfig):
     anchored: bool = option(flag, default=False)
 
     def strify(self) -> str:
-        """For example `SpectrumD4R0.1B0.5W16`, with `A` at the end where it is anchored."""
-        text = f"SpectrumD{self.degree}R{self.ridge:g}B{self.blend:g}W{self.window}"
-        return text + "A" * self.anchored
+        """For example `SpectrumD4R0.1B0.5W16`, and `A` where anchored."""
+        return f"SpectrumD{self.degree}R{self.ridge:g}B{self.blend:g}W{self.window}" + "A" * self.anchored
 
     def describe(self) -> str:
         """The forecaster in words."""

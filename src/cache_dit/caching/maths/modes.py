@@ -120,8 +120,11 @@ def fit_modes(products: Tensor, max_growth: float) -> Modes:
     large = squares > _SMALLEST_SINGULAR_VALUE**2 * squares[-1]
     inverse = vectors[:, large] * squares[large].rsqrt()
     growth, mixed = torch.linalg.eig(inverse.mT @ products[:-1, 1:] @ inverse)
+    # The newest snapshot in the basis first, then its modes: those of a line are nearly parallel, and their
+    # own inner products would say nothing of what sets them apart.
+    newer = inverse.mT @ products[1:, 1:]
+    newest = torch.linalg.lstsq(newer @ inverse, newer[:, -1:]).solution
+    amplitudes = torch.linalg.lstsq(mixed, newest.to(mixed.dtype)).solution
     modes = inverse.to(mixed.dtype) @ mixed
-    newer = products[1:, 1:].to(mixed.dtype)
-    amplitudes = torch.linalg.lstsq(modes.mH @ newer @ modes, modes.mH @ newer[:, -1:]).solution
     slowed = growth * (max_growth / growth.abs().clamp(min=max_growth))
     return Modes(slowed, modes * amplitudes.mT)

@@ -15,12 +15,13 @@ def weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
     Args:
         values: One shape and dtype, at least one.
-        weights: One for each value.
+        weights: One for each value. One of 0 leaves its value out, even if that is not finite.
     """
     wide = torch.promote_types(values[0].dtype, torch.float32)
     total = values[0].to(wide) * weights[0]
     for value, weight in zip(values[1:], weights[1:], strict=True):
-        total.add_(value, alpha=weight)
+        if weight:
+            total.add_(value, alpha=weight)
     return total.to(values[0].dtype)
 
 
