@@ -533,7 +533,11 @@ def test_names_of_the_row_exist_in_diffusers(row: Row) -> None:
     parameters = inspect.signature(kind.forward).parameters
     assert row.timestep in parameters or (row.timestep is None and "timestep" not in parameters)
     repeated = {
-        name for tiny in TINY_MODELS if tiny.name == row.name for name in row.repeated_blocks(model_of(tiny))
+        type(block).__name__
+        for tiny in TINY_MODELS
+        if tiny.name == row.name
+        for flow in row.lists
+        for block in flow.members(model_of(tiny))
     }
     # Where diffusers names the blocks to compile, they are ours (and some that only run once, in a few).
     assert repeated

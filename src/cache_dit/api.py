@@ -158,12 +158,7 @@ def refresh_context(
 
 
 def attachments_of(pipe_or_adapter: Any) -> list[Attachment]:
-    """What is attached to the transformers of a pipeline or adapter; those without are left out.
-
-    Raises:
-        UnsupportedModelError: The object is no pipeline, transformer or adapter.
-        ConfigError: Caching is enabled on none of them.
-    """
+    """What is attached to the transformers of a pipeline or adapter; those without are left out."""
     models = cached_models(pipe_or_adapter)
     found = [attached for model in models if (attached := attachment_of(model)) is not None]
     if models and not found:

@@ -1,11 +1,17 @@
-"""`PatchFunctor`: for models whose loop must be changed before their blocks can be cached."""
+"""`PatchFunctor`: changes a model whose blocks cannot be cached as they are; and what takes that back."""
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import nn
+
+from cache_dit.errors import ConfigError
+
+_ABSENT = object()
+_Table = dict[str, Any]
 
 
 class PatchFunctor(ABC):
@@ -34,3 +40,59 @@ class PatchFunctor(ABC):
         Returns:
             The same object.
         """
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Patch:
+    """What a functor changed on one transformer.
+
+    Attributes:
+        functor: The functor.
+        entries: Attribute table, name, value before and value set, of modules' attributes.
+        classes: Module, class before and class set.
+    """
+
+    functor: PatchFunctor
+    entries: tuple[tuple[_Table, str, Any, Any], ...]
+    classes: tuple[tuple[nn.Module, type, type], ...]
+
+    def undo(self) -> None:
+        """Take the changes back, where nobody has changed the same thing again (loaded a LoRA, say)."""
+        for module, before, changed in self.classes:
+            if type(module) is changed:
+                module.__class__ = before
+        for table, name, before, changed in self.entries:
+            if table.get(name, _ABSENT) is changed:
+                table[name] = before
+                if before is _ABSENT:
+                    del table[name]
+
+
+def apply_patch(functor: PatchFunctor, model: nn.Module) -> Patch:
+    """Let a functor change a transformer; if it raises or returns another object, nothing stays changed."""
+    modules = [(module, type(module)) for module in model.modules()]
+    # The attributes of a module, and what of them are tables themselves: parameters, children, hooks.
+    parts = [part for module, _ in modules for part in (vars(module), *vars(module).values())]
+    tables = [(part, dict(part)) for part in parts if isinstance(part, dict)]
+    returned: nn.Module | None = None
+    try:
+        returned = functor.apply(model)
+    finally:
+        patch = Patch(
+            functor,
+            tuple(
+                (table, name, before.get(name, _ABSENT), table.get(name, _ABSENT))
+                for table, before in tables
+                for name in before | table
+                if before.get(name, _ABSENT) is not table.get(name, _ABSENT)
+            ),
+            tuple((module, kind, type(module)) for module, kind in modules if type(module) is not kind),
+        )
+        if returned is not model:
+            patch.undo()
+    if returned is not model:
+        raise ConfigError(
+            f"{type(functor).__name__}.apply returned an object of type {type(returned).__name__}; change "
+            f"the {type(model).__name__} that it was given and return that."
+        )
+    return patch

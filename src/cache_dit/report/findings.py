@@ -6,7 +6,6 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator
 from enum import Enum
-from itertools import cycle
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -20,10 +19,8 @@ from cache_dit.caching.maths.gate import Reason
 from cache_dit.report.flops import forward_flops
 from cache_dit.report.stats import CacheStats, stats_of
 
-_NOTABLE_SHARE = 0.1
-"""Blocks outside of the cached lists are worth a word from this share of the FLOPs on."""
-_LARGEST_THRESHOLD = 0.95
-"""From 1 on a threshold caches always."""
+_NOTABLE_SHARE = 0.1  # of the FLOPs: from here on, blocks outside of the cached lists are worth a word
+_LARGEST_THRESHOLD = 0.95  # from 1 on a threshold caches always
 
 
 class Problem(Enum):
@@ -105,7 +102,7 @@ def _findings(attached: Attachment, *, compiled: bool) -> Iterator[tuple[Problem
     if not stats:
         yield Problem.NOT_RUN, "no forward since enable_cache; run the pipeline, then ask again."
         return
-    for entry, setting in zip(stats, cycle(attached.settings), strict=False):
+    for entry, setting in zip(stats, attached.settings, strict=True):
         if not entry.cached_steps and not entry.cfg_cached_steps:
             problem, text = _never_cached(entry, setting.cache)
             yield problem, text if len(stats) == 1 else f"{' + '.join(entry.lists)}: {text}"
@@ -123,21 +120,18 @@ def _never_cached(stats: CacheStats, cache: CacheConfig) -> tuple[Problem, str]:
     if reason is Reason.OFF:
         text = "residual_diff_threshold is 0, so every step is computed; start with 0.08."
     elif isinstance(cache, BasicCacheConfig) and changes and min(changes) >= cache.residual_diff_threshold:
+        better = "the steps have too little in common for any threshold to cache half of them."
+        if (median := statistics.median(changes)) < _LARGEST_THRESHOLD:
+            better = f"{median * 1.05:.2g} would have cached about half of the measured steps."
         text = (
             f"residual_diff_threshold is {cache.residual_diff_threshold:g} but the smallest change seen is "
-            f"{min(changes):.3g}; {_better(statistics.median(changes))}"
+            f"{min(changes):.3g}; {better}"
         )
     else:
         text = (
             f"{count} of {len(steps)} steps were computed because of this: {reason.value}. {_ADVICE[reason]}"
         )
     return Problem.NEVER_CACHED, text
-
-
-def _better(median: float) -> str:
-    if not median < _LARGEST_THRESHOLD:
-        return "the steps have too little in common for any threshold to cache half of them."
-    return f"{median * 1.05:.2g} would have cached about half of the measured steps."
 
 
 _COMPILED = (

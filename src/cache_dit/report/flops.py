@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from cache_dit.caching.attach.override import plain_class
+from cache_dit.caching.engine.ports import Arguments, Keywords
 
 # torch counts 0 for its CPU attention kernel unless it is told.
 SDPA_MAPPING: dict[Any, Any] = {
@@ -23,9 +24,7 @@ SDPA_MAPPING: dict[Any, Any] = {
 _counted: WeakKeyDictionary[nn.Module, dict[Any, tuple[int, ...] | None]] = WeakKeyDictionary()
 
 
-def forward_flops(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[nn.Module, int] | None:
+def forward_flops(model: nn.Module, args: Arguments, kwargs: Keywords) -> dict[nn.Module, int] | None:
     """Count the FLOPs of one uncached forward with torch's `FlopCounterMode` on fake tensors.
 
     Args:
@@ -49,7 +48,7 @@ def forward_flops(
     return None if flops is None else dict(zip(modules, flops, strict=True))
 
 
-def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...] | None:
+def _count(model: nn.Module, args: Arguments, kwargs: Keywords) -> tuple[int, ...] | None:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
     def fake(tensor: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ class CacheStats:
         config: Configuration in short form.
         forecaster: What skipped steps were filled with.
         total_steps: Steps of the run in one branch, as run.
-        steps: Every decision, in order: branch, step, verdict (skip, reason, measured change). Several in a step
-            where every block decides for itself.
+        steps: Every decision, in order: branch, step, verdict (skip, reason, measured change). Several in a
+            step where every block decides for itself.
         state_bytes: Most bytes that cached tensors took, over all lists of the transformer.
         flops: FLOPs of one uncached forward of the transformer; None where they cannot be counted.
         flops_saved: FLOPs of the skipped blocks as a fraction of those of the uncached run; None likewise.
@@ -66,7 +66,7 @@ class CacheStats:
 
     @property
     def pruned(self) -> tuple[int, int] | None:
-        """How many times a block was skipped, of how many decisions; None where blocks do not decide alone."""
+        """Blocks that were skipped, of how many decisions; None where blocks do not decide alone."""
         several = len({step.segment for step in self.steps}) > 1
         return (sum(step.verdict.skip for step in self.steps), len(self.steps)) if several else None
 
@@ -75,7 +75,7 @@ class CacheStats:
         return list(dict.fromkeys(step.step for step in self.of(branch) if step.verdict.skip))
 
     def changes(self, branch: int) -> dict[int, float]:
-        """Measured change by step of a branch, by its place in `branches`; the mean where there are several."""
+        """Measured change by step of a branch, by its place in `branches`; the mean of several."""
         found: dict[int, list[float]] = {}
         for step in self.of(branch):
             if step.verdict.change is not None:
@@ -121,9 +121,7 @@ def _saved(
     attached: Attachment, record: RunRecord, members: list[int], flops: dict[nn.Module, int]
 ) -> float | None:
     segments = attached.session.plan.segments
-    skipped = [
-        segments[step.segment] for step in record.steps if step.verdict.skip and step.segment in members
-    ]
-    saved = sum(flops[block] for segment in skipped for block in segment.blocks[segment.start : segment.stop])
+    places = [step.segment for step in record.steps if step.verdict.skip and step.segment in members]
+    skipped = (segments[at].blocks[segments[at].start : segments[at].stop] for at in places)
     whole = len({(step.branch, step.step) for step in record.steps}) * flops[attached.lists.model]
-    return saved / whole if whole else None
+    return sum(flops[block] for blocks in skipped for block in blocks) / whole if whole else None

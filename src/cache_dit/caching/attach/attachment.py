@@ -8,11 +8,11 @@ from collections.abc import Callable
 from torch import nn
 
 from cache_dit.caching.attach.declared import Lists, Setting
-from cache_dit.caching.attach.patching import Patch
 from cache_dit.caching.attach.planning import make_plan
 from cache_dit.caching.config import CacheConfig
 from cache_dit.caching.engine.requests import LiveRuns, Request
 from cache_dit.caching.engine.session import Session
+from cache_dit.caching.patch_functors import Patch
 from cache_dit.errors import ConfigError
 
 

@@ -1,4 +1,7 @@
-"""The block lists of a model that nobody declared, and their data flow, as its first forward shows them."""
+"""The block lists of a model that nobody declared, and their data flow, as its first forward shows them.
+
+They are tried at once: does a skipped forward give what the computed one gave?
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,15 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from cache_dit.caching.attach.declared import Lists, parameters_of
+from cache_dit.caching.attach.attachment import attachment
+from cache_dit.caching.attach.declared import Lists, Setting, parameters_of
+from cache_dit.caching.config import CalibratorConfig, DBCacheConfig
 from cache_dit.caching.engine.forward import Frame, current_frame
 from cache_dit.caching.engine.plan import Slot
 from cache_dit.caching.engine.ports import Arguments, Keywords
+from cache_dit.caching.engine.requests import Request
 from cache_dit.caching.forward_pattern import HIDDEN
 from cache_dit.caching.models.row import LISTS, BlockList
 from cache_dit.errors import ConfigError, UnsupportedModelError
@@ -28,9 +34,14 @@ DECLARE = """Declare its blocks:
             forward_pattern=cache_dit.ForwardPattern.{pattern},  # see its docstring
         )
     )"""
+_ALWAYS = DBCacheConfig(
+    Fn_compute_blocks=1, max_warmup_steps=1, residual_diff_threshold=1.0, enable_separate_cfg=False
+)
+_TOLERANCE = 0.05
+"""Relative error of the output: bfloat16 rounds to less, and a stream that was missed makes more."""
 
 
-def way_out(path: str, *, bare: bool) -> str:
+def _way_out(path: str, *, bare: bool) -> str:
     """What can be done about a list that cannot be cached as it is."""
     declare = DECLARE.format(path=path, pattern="Pattern_3" if bare else "Pattern_1")
     return (
@@ -62,21 +73,50 @@ def observe(lists: Lists, call: Callable[..., Any], args: Arguments, kwargs: Key
     runs: list[Any] = [*watches]
     token = current_frame.set(Frame(slots, runs))
     try:
-        undisturbed(lists.model, partial(call, lists.model), args, kwargs)
+        _undisturbed(lists.model, partial(call, lists.model), args, kwargs)
     finally:
         current_frame.reset(token)
     flows = _flows(list(dict.fromkeys(trace)))
     if not flows:
         raise _nothing_to_cache(lists, watches)
     seen = [(watch.members, flows[watch]) for watch in sorted(flows, key=trace.index)]
-    return Lists(
+    found = Lists(
         model=lists.model,
         blocks=tuple(flow.members(lists.model) if flow.along else members for members, flow in seen),
         flows=tuple(flow for _, flow in seen),
     )
+    _rehearse(found, call, args, kwargs)
+    return found
 
 
-def undisturbed(model: nn.Module, call: Callable[..., Any], args: Arguments, kwargs: Keywords) -> Any:
+def _rehearse(lists: Lists, call: Callable[..., Any], args: Arguments, kwargs: Keywords) -> None:
+    """Compute one forward and skip the same once more, as in a real run: both must give the same."""
+    session = attachment(lists, (Setting(_ALWAYS, CalibratorConfig()),), shares_run=False).session
+    request = Request()
+
+    def forward(*given: Any, **named: Any) -> Any:
+        return session.forward(request, call, lists.model, given, named)
+
+    computed, skipped = (_floats(_undisturbed(lists.model, forward, args, kwargs)) for _ in range(2))
+    error = max(
+        (float((a - b).norm() / b.norm()) for a, b in zip(skipped, computed, strict=True) if bool(b.any())),
+        default=0.0,
+    )
+    if not error <= _TOLERANCE:
+        paths = " and ".join(flow.label for flow in lists.flows)
+        raise UnsupportedModelError(
+            f"auto found {paths} in {lists.name}, but a forward that skips their blocks differs by "
+            f"{error:.0%} from the computed one on the same input: the forward carries more from block to "
+            f"block than they return. {_way_out(lists.flows[0].path, bare=lists.flows[0].bare)}"
+        )
+
+
+def _floats(output: Any) -> list[Tensor]:
+    leaves = tree_leaves(output)
+    return [leaf.float() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _undisturbed(model: nn.Module, call: Callable[..., Any], args: Arguments, kwargs: Keywords) -> Any:
     """A forward that will be run again: what it draws or takes out of a container is there once more."""
     given: tuple[Arguments, Keywords] = tree_map(lambda value: value, (args, kwargs))
     devices = {part.device for part in model.parameters() if part.is_cuda}
@@ -290,5 +330,5 @@ def _nothing_to_cache(lists: Lists, watches: list[_Watch]) -> UnsupportedModelEr
     )
     return UnsupportedModelError(
         f"auto found no block list in {lists.name} that can be cached. Its first forward showed:\n{seen}\n"
-        f"{way_out(watches[0].path, bare=bool(watches[0].bare))}"
+        f"{_way_out(watches[0].path, bare=bool(watches[0].bare))}"
     )

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from cache_dit.caching.attach.attachment import Attachment
 from cache_dit.caching.attach.observe import observe
-from cache_dit.caching.attach.patching import Patch
-from cache_dit.caching.attach.rehearsal import rehearse
 from cache_dit.caching.engine.forward import current_frame
 from cache_dit.caching.engine.requests import Request, branch_name, current_request
+from cache_dit.caching.patch_functors import Patch
 from cache_dit.errors import CacheDiTError, PatternError, UnsupportedModelError
 
 _PLAIN = "_cache_dit_plain_class"
@@ -196,9 +195,7 @@ def _settled(
     model: nn.Module, pending: Attachment, call: Callable[..., Any], args: Any, kwargs: Any
 ) -> Attachment:
     """What is attached to a model that nobody declared, after a forward that shows its block lists."""
-    lists = observe(pending.lists, call, args, kwargs)
-    rehearse(lists, call, args, kwargs)
-    made = pending.settled(lists)
+    made = pending.settled(observe(pending.lists, call, args, kwargs))
     current = attachment_of(model)
     if current is not pending:
         # Another thread, or the user, was faster.

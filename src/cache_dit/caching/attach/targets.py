@@ -15,13 +15,13 @@ from torch import nn
 from cache_dit.caching.attach.declared import Lists, parameters_of
 from cache_dit.caching.attach.observe import DECLARE, path_of, undeclared
 from cache_dit.caching.attach.override import attachment_of, plain_class
-from cache_dit.caching.attach.patching import Patch, apply_patch
 from cache_dit.caching.block_adapters.adapter import BlockAdapter
 from cache_dit.caching.block_adapters.register import adapter_of
 from cache_dit.caching.forward_pattern import ENCODER, HIDDEN, ForwardPattern
 from cache_dit.caching.models.row import LISTS, BlockList
 from cache_dit.caching.models.rows import ROWS, row_of
 from cache_dit.caching.models.unsupported import UNSUPPORTED
+from cache_dit.caching.patch_functors import Patch, apply_patch
 from cache_dit.errors import ConfigError, PatternError, UnsupportedModelError, nearest
 
 

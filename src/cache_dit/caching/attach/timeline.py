@@ -38,24 +38,15 @@ class PipelineTimeline:
         sigmas, timesteps = getattr(scheduler, "sigmas", None), getattr(scheduler, "timesteps", None)
         if timesteps is None:
             return None
-        if sigmas is not None and (_is_euler_flow(scheduler) or _is_flow(scheduler)):
+        name, config = type(scheduler).__name__, scheduler.config
+        says_flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+        if sigmas is not None and ("FlowMatch" in name or says_flow):
             levels = tuple(sigmas.tolist())
             strides = tuple(after - before for before, after in pairwise(levels))
-            return Noise(levels[: len(strides)], strides if _is_euler_flow(scheduler) else None)
-        span = float(scheduler.config.get("num_train_timesteps", 1000))
+            euler = name == "FlowMatchEulerDiscreteScheduler" and not config.get("stochastic_sampling", False)
+            return Noise(levels[: len(strides)], strides if euler else None)
+        span = float(config.get("num_train_timesteps", 1000))
         return Noise(tuple(time / span for time in timesteps.tolist()), None)
-
-
-def _is_flow(scheduler: Any) -> bool:
-    config = scheduler.config
-    return "FlowMatch" in type(scheduler).__name__ or bool(
-        config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
-    )
-
-
-def _is_euler_flow(scheduler: Any) -> bool:
-    euler = type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
-    return euler and not scheduler.config.get("stochastic_sampling", False)
 
 
 def pipeline_request(pipe: Any) -> Request:

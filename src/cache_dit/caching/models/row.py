@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-LISTS = (nn.ModuleList, nn.Sequential)
-"""What may hold the blocks of a model."""
+LISTS = (nn.ModuleList, nn.Sequential)  # what may hold the blocks of a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +112,6 @@ class Row:
     muted: tuple[str, ...] = ()
     modulated: Callable[[nn.Module, Mapping[str, Any]], Tensor] | None = None
     on_request: bool = False
-
-    def repeated_blocks(self, model: nn.Module) -> frozenset[str]:
-        """Class names of the blocks, for regional compilation."""
-        return frozenset(type(block).__name__ for flow in self.lists for block in flow.members(model))
 
 
 def row(

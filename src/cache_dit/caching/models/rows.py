@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from cache_dit.caching.forward_pattern import ENCODER as E
 from cache_dit.caching.forward_pattern import HIDDEN as H
@@ -27,11 +25,6 @@ _CONTROLS = "controlnet_block_samples controlnet_single_block_samples"
 # forecast for every block; zero convolutions and scales behind the blocks are computed freshly.
 _controlnet = partial(row, on_request=True)
 _each = partial(replace, each_counts=True)
-
-
-def _glm_fills_cache(given: Mapping[str, Any]) -> bool:
-    caches = given.get("kv_caches")
-    return caches is not None and caches[0].mode == "write"
 
 
 ROWS: tuple[Row, ...] = (
@@ -59,7 +52,11 @@ ROWS: tuple[Row, ...] = (
         joined=True,
         controls=_CONTROLS,
     ),
-    row("GlmImageTransformer2DModel", _HE, bypass=_glm_fills_cache),
+    row(
+        "GlmImageTransformer2DModel",
+        _HE,
+        bypass=lambda given: given.get("kv_caches") is not None and given["kv_caches"][0].mode == "write",
+    ),
     row(
         "HiDreamImageTransformer2DModel",
         returns("double_stream_blocks", H, E),
