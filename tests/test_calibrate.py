@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import cache_dit
 from cache_dit.caching.attach.override import attachment_of
@@ -16,7 +17,8 @@ from cache_dit.caching.gates.scheduled import ScheduleConfig
 from cache_dit.caching.maths.schedule import Schedule
 from cache_dit.demo import PROMPTS, load_pipeline
 from cache_dit.errors import ConfigError, ConfigTypeError
-from cache_dit.tune import DPCache, LeMiCa, calibrate
+from cache_dit.tune import DPCache, LeMiCa, LinearEstimate, Search, calibrate, observe
+from cache_dit.tune.estimate import Products
 from cache_dit.tune.paths import bottleneck_path, cheapest_path
 from cache_dit.tune.recording import Call, Recording, record
 
@@ -94,22 +96,90 @@ def recording(values: list[float]) -> Recording:
 def test_dpcache_computes_where_the_output_bends() -> None:
     # Straight, but for bends at the steps 5 and 9.
     values = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 4.0, 3.0, 2.0, 1.0, 3.0, 5.0, 7.0, 9.0]
-    seen = [DPCache(warmup=2).look(recording(values), rerun)]
-    assert DPCache(warmup=2).choose(seen, 14, 6) == (0, 1, 5, 6, 9, 10)
+    assert chosen(DPCache(warmup=2), [values], 6) == (0, 1, 5, 6, 9, 10)
 
 
 def test_dpcache_averages_over_runs() -> None:
     bent_at_3 = [0.0, 0.0, 0.0, 0.0, 9.0, 18.0, 27.0, 36.0]
     bent_at_5 = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0]
     search = DPCache(warmup=2)
-    first, second = (search.look(recording(values), rerun) for values in (bent_at_3, bent_at_5))
-    assert search.choose([first], 8, 4) == (0, 1, 3, 4)
-    assert search.choose([second], 8, 4) == (0, 1, 5, 6)
-    assert search.choose([first, second], 8, 4) == (0, 1, 3, 4), "the larger error counts"
+    assert chosen(search, [bent_at_3], 4) == (0, 1, 3, 4)
+    assert chosen(search, [bent_at_5], 4) == (0, 1, 5, 6)
+    assert chosen(search, [bent_at_3, bent_at_5], 4) == (0, 1, 3, 4), "the larger error counts"
+
+
+def chosen(search: Search, runs: list[list[float]], count: int) -> tuple[int, ...]:
+    choice = search.choose([search.look(recording(values), rerun) for values in runs], len(runs[0]), count)
+    assert choice is not None
+    return choice.computed
 
 
 def rerun(*configs: Any) -> Any:
     raise AssertionError("this search needs no second run")
+
+
+def smooth_runs(steps: int, runs: int = 4) -> tuple[list[Products], list[Tensor], Tensor]:
+    """Made-up runs whose outputs are a line in the step number: their products, outputs and strides."""
+    generator = torch.Generator().manual_seed(0)
+    strides = -torch.linspace(1.0, 2.0, steps, dtype=torch.float64) / steps
+    numbers = torch.arange(steps, dtype=torch.float64)[:, None]
+    outputs = []
+    for _ in range(runs):
+        base, slope = torch.randn(2, 64, generator=generator, dtype=torch.float64)
+        outputs.append(base + slope * numbers)
+    return [Products(made @ made.T / 64, strides) for made in outputs], outputs, strides
+
+
+def test_what_is_linear_is_estimated_exactly_from_two_computed_steps() -> None:
+    seen, outputs, strides = smooth_runs(8)
+    choice = LinearEstimate().choose(seen, 8, 2)
+    assert choice.weights is not None
+    for made in outputs:
+        computed = made[list(choice.computed)]
+        moved = torch.stack([torch.tensor(row).double() @ computed[: len(row)] for row in choice.weights])
+        torch.testing.assert_close(strides @ moved, strides @ made, rtol=1e-4, atol=1e-4)
+
+
+def test_when_everything_is_computed_outputs_are_returned_as_they_are() -> None:
+    seen, _, _ = smooth_runs(5)
+    choice = LinearEstimate().choose(seen, 5, 5)
+    assert choice.computed == (0, 1, 2, 3, 4)
+    assert choice.weights == tuple(tuple(float(k == i) for k in range(i + 1)) for i in range(5))
+
+
+def test_the_estimate_has_the_error_that_it_expects() -> None:
+    """Without a response of the model to errors, prediction and fact are the same on the runs themselves."""
+    generator = torch.Generator().manual_seed(1)
+    made = torch.randn(6, 200, generator=generator, dtype=torch.float64).cumsum(0).cumsum(0)
+    strides = torch.full((6,), -0.2, dtype=torch.float64)
+    search = LinearEstimate(response=0.0, spread=0.0)
+    ways = search.ways(made @ made.T / 200, strides, torch.tensor([[0, 1, 3]]))
+    found = ways.weights[0] @ made[[0, 1, 3]]
+    torch.testing.assert_close(found, ways.known[0] @ made)
+    true = torch.cat([torch.zeros(1, 200).double(), (strides[:, None] * made).cumsum(0)])
+    torch.testing.assert_close(found[:3], true[:3], msg="exact as long as everything was computed")
+    # Of all linear estimates the one with the smallest error: the error is orthogonal to what was computed.
+    torch.testing.assert_close(
+        (found - true)[4:] @ made[[0, 1, 3]].T / 200, torch.zeros(3, 3).double(), atol=1e-5, rtol=0
+    )
+
+
+def test_the_search_moves_steps_to_where_they_help() -> None:
+    """Two outputs stand for themselves, the others follow from their neighbours: the two are computed."""
+    generator = torch.Generator().manual_seed(2)
+    line = torch.randn(2, 500, generator=generator, dtype=torch.float64)
+    made = line[0] + line[1] * torch.arange(10, dtype=torch.float64)[:, None]
+    made[[4, 7]] += 5.0 * torch.randn(2, 500, generator=generator, dtype=torch.float64)
+    strides = torch.full((10,), -0.1, dtype=torch.float64)
+    choice = LinearEstimate().choose([Products(made @ made.T / 500, strides)], 10, 4)
+    assert {4, 7} <= set(choice.computed)
+
+
+def test_another_sampler_is_refused_by_the_estimate() -> None:
+    with pytest.raises(
+        ConfigError, match="does not move the latent by multiples of the transformer's output"
+    ):
+        LinearEstimate().look(recording([0.0, 1.0]), rerun)
 
 
 def test_a_recording_is_the_run(pipe: Any) -> None:
@@ -126,7 +196,9 @@ def test_a_recording_is_the_run(pipe: Any) -> None:
 
 def test_calibration_leaves_the_pipeline_as_it_was(pipe: Any) -> None:
     before = dict(vars(pipe.transformer))
-    schedule = calibrate(pipe, PROMPTS[:2], computed_steps=4, num_inference_steps=TOTAL, **DEMO)
+    schedule = calibrate(
+        pipe, PROMPTS[:2], computed_steps=4, num_inference_steps=TOTAL, search=DPCache(), **DEMO
+    )
     assert dict(vars(pipe.transformer)) == before
     assert not pipe.transformer._forward_hooks
     assert len(schedule.computed) == 4
@@ -136,7 +208,7 @@ def test_calibration_leaves_the_pipeline_as_it_was(pipe: Any) -> None:
     assert set(schedule.versions) == {"cache_dit", "diffusers", "torch"}
 
 
-@pytest.mark.parametrize("search", [DPCache(), LeMiCa(longest_gap=2)])
+@pytest.mark.parametrize("search", [LinearEstimate(), LeMiCa(longest_gap=2)])
 def test_an_error_in_a_run_leaves_the_pipeline_as_it_was(pipe: Any, search: Any) -> None:
     def fail(module: Any, args: Any) -> None:
         nonlocal calls
@@ -165,6 +237,15 @@ def test_lemica_weighs_gaps_by_what_they_do_to_the_result(pipe: Any) -> None:
     assert (0, 3) not in weights
     assert schedule.method == "LeMiCa"
     assert len(schedule.computed) == 4
+
+
+def test_one_observation_gives_schedules_of_any_length(pipe: Any) -> None:
+    seen = observe(pipe, PROMPTS[:2], num_inference_steps=TOTAL, search=LinearEstimate(), **DEMO)
+    for count in range(1, TOTAL + 1):
+        schedule = seen.schedule(count)
+        assert len(schedule.computed) == count
+        assert schedule.weights is not None
+        assert schedule.weights[0] == (1.0,), "the first output is returned as it is"
 
 
 def test_a_schedule_decides_in_the_next_run(pipe: Any) -> None:

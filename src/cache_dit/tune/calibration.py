@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,50 @@ from cache_dit.tune.recording import Call, check, record, run
 from cache_dit.tune.searches import DPCache, Search
 
 _DEFAULT = DPCache()
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What a search has kept of some runs; schedules with any number of computed steps come from it.
+
+    Attributes:
+        search: How schedules are chosen.
+        seen: What it has kept of each run.
+        total: Steps of a run.
+        model: Class name of the transformer.
+    """
+
+    search: Search
+    seen: tuple[Any, ...]
+    total: int
+    model: str
+
+    def schedule(self, computed_steps: int) -> Schedule:
+        """The schedule that computes so many steps.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        whole(1)("computed_steps", computed_steps)
+        fits = computed_steps <= self.total
+        choice = self.search.choose(self.seen, self.total, computed_steps) if fits else None
+        if choice is None:
+            raise ConfigError(
+                f"computed_steps is {computed_steps} of a run of {self.total} steps, which {self.search} "
+                "cannot do; give another number of steps or a larger longest_gap."
+            )
+        return Schedule(
+            total=self.total,
+            computed=choice.computed,
+            weights=choice.weights,
+            model=self.model,
+            method=self.search.name,
+            versions={
+                "cache_dit": __version__,
+                "diffusers": diffusers.__version__,
+                "torch": torch.__version__,
+            },
+        )
 
 
 def calibrate(
@@ -58,34 +103,40 @@ def calibrate(
         >>> cache_dit.enable_cache(pipe, cache_dit.ScheduleConfig(schedule=schedule))
     """
     whole(1)("computed_steps", computed_steps)
+    seen = observe(
+        pipe, prompts, num_inference_steps=num_inference_steps, search=search, seed=seed, **arguments
+    )
+    return seen.schedule(computed_steps)
+
+
+def observe(
+    pipe: Any,
+    prompts: Sequence[Any],
+    *,
+    num_inference_steps: int,
+    search: Search = _DEFAULT,
+    seed: int = 0,
+    **arguments: Any,
+) -> Observations:
+    """The part of `calibrate` that runs the pipeline; all but `computed_steps` is as there.
+
+    Example:
+        >>> seen = cache_dit.tune.observe(pipe, prompts, num_inference_steps=28)
+        >>> half, third = seen.schedule(14), seen.schedule(9)
+    """
     whole(1)("num_inference_steps", num_inference_steps)
     instance_of(Search)("search", search)
     if isinstance(prompts, str) or not prompts:
         raise ConfigError(f"prompts is {prompts!r}; give a list of one prompt or more.")
     check(pipe)
-    seen, total = [], num_inference_steps
+    seen, total = [], 0
     for number, prompt in enumerate(prompts):
         call = Call(prompt, num_inference_steps, seed + number, arguments)
         recording = record(pipe, call)
         total = len(recording.outputs)
         seen.append(search.look(recording, partial(_rerun, pipe, call)))
-    computed = search.choose(seen, total, computed_steps) if computed_steps <= total else None
-    if computed is None:
-        raise ConfigError(
-            f"computed_steps is {computed_steps} of a run of {total} steps, which {search} cannot do; give "
-            "another number of steps or a larger longest_gap."
-        )
-    return Schedule(
-        total=total,
-        computed=computed,
-        model=", ".join(type(model).__name__ for model in cached_models(pipe)),
-        method=search.name,
-        versions={
-            "cache_dit": __version__,
-            "diffusers": diffusers.__version__,
-            "torch": torch.__version__,
-        },
-    )
+    model = ", ".join(type(model).__name__ for model in cached_models(pipe))
+    return Observations(search, tuple(seen), total, model)
 
 
 def _rerun(pipe: Any, call: Call, cache: CacheConfig, calibrator: CalibratorConfig) -> Tensor:
