@@ -26,8 +26,16 @@ from tiny.models import TINY_MODELS, Inputs, TinyModel, output_of, tiny_model
 from torch import Tensor, nn
 
 import cache_dit
-from cache_dit import CalibratorConfig, DBCacheConfig, ParamsModifier, Request, TaylorSeerCalibratorConfig
+from cache_dit import (
+    CacheConfig,
+    CalibratorConfig,
+    DBCacheConfig,
+    ParamsModifier,
+    Request,
+    TaylorSeerCalibratorConfig,
+)
 from cache_dit.api import attachments_of
+from cache_dit.caching.catalogue import DBPruneConfig
 from cache_dit.caching.engine.plan import Segment
 from cache_dit.caching.engine.records import StepRecord
 from cache_dit.caching.engine.state import SegmentState
@@ -82,11 +90,15 @@ def row_for(tiny: TinyModel) -> Row:
 
 @contextlib.contextmanager
 def caching(
-    model: Any, cache: dict[str, Any], calibrator: CalibratorConfig | None = None, each: Sequence[Any] = ()
+    model: Any,
+    cache: dict[str, Any] | CacheConfig,
+    calibrator: CalibratorConfig | None = None,
+    each: Sequence[Any] = (),
 ) -> Iterator[None]:
     """Cache with one decision, or with `each` changing the config of one list after the other."""
     modifiers = [ParamsModifier(cache_config=DBCacheConfig().reset(**own)) for own in each] or None
-    cache_dit.enable_cache(model, DBCacheConfig(**cache), calibrator, params_modifiers=modifiers)
+    config = cache if isinstance(cache, CacheConfig) else DBCacheConfig(**cache)
+    cache_dit.enable_cache(model, config, calibrator, params_modifiers=modifiers)
     try:
         yield
     finally:
@@ -421,6 +433,55 @@ def test_observed_data_flow_agrees_with_the_row(tiny: TinyModel, variant: str) -
             # What is reshaped on its way from list to list is not the same object.
             hidden = declared is None or flow.along is not None or probe.mostly_arrives(slot, declared)
             assert seen or variant or hidden, f"{flow.label}: output {slot} is not seen to arrive anywhere"
+
+
+# --- every block decides by itself ---
+
+
+def prunable(tiny: TinyModel, kept: Iterable[int]) -> list[nn.Module]:
+    """All but the first block and those kept; of a pair the first, since only it has one layout at both ends."""
+    starts = [flow.members(model_of(tiny))[:: flow.period] for flow in flows_of(tiny)]
+    every = [(number, index) for number, blocks in enumerate(starts) for index, _ in enumerate(blocks)]
+    return [starts[number][index] for number, index in every[1:] if index not in kept]
+
+
+@each_case
+@pytest.mark.parametrize("threshold", [0.0, 1e-9])
+def test_never_pruned_is_bit_identical(tiny: TinyModel, variant: str, threshold: float) -> None:
+    model, expected = model_of(tiny), [reference(tiny, variant, seed) for seed in range(2)]
+    options = REPEATED | {"Fn_compute_blocks": 1, "max_warmup_steps": 0, "residual_diff_threshold": threshold}
+    with caching(model, DBPruneConfig(**options)), Request(2):
+        for seed in range(2):
+            assert equal(output_of(model, inputs_of(tiny, variant, seed)), expected[seed])
+
+
+@each_case
+@pytest.mark.parametrize("kept", [(), tuple(range(0, 99, 2))], ids=["every", "every-second"])
+def test_pruned_blocks(
+    tiny: TinyModel, variant: str, kept: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not run, all others do, and on a repeated input nobody notices, but for the control."""
+    model, kwargs, expected = model_of(tiny), inputs_of(tiny, variant), reference(tiny, variant)
+    options = REPEATED | {"residual_diff_threshold": 0.9, "Fn_compute_blocks": 1, "max_warmup_steps": 1}
+    kinds = [type(part) for part in model.modules()]
+    pruned, runs = set(prunable(tiny, kept)), []
+    listed = [block for flow in flows_of(tiny) for block in flow.members(model)]
+    with caching(model, DBPruneConfig(**options, non_prune_block_ids=kept)), Request(3):
+        for _ in range(2):
+            called: list[nn.Module] = []
+            handles = [
+                block.register_forward_hook(lambda block, *_: called.append(block)) for block in listed
+            ]
+            assert change(output_of(model, kwargs), expected) < 1e-5
+            for handle in handles:
+                handle.remove()
+            runs.append(called)
+        skipped = sum(step.verdict.skip for number in deciding(model) for step in records(model, number))
+        assert skipped == len(pruned.intersection(runs[0])) == len(runs[0]) - len(runs[1]) > 0
+        assert runs[1] == [block for block in runs[0] if block not in pruned]
+        nothing_learnt(monkeypatch)
+        assert change(output_of(model, kwargs), expected) > 1e-2
+    assert [type(part) for part in model.modules()] == kinds
 
 
 # --- the model afterwards and meanwhile ---
