@@ -117,6 +117,18 @@ def test_a_value_of_no_weight_is_left_out() -> None:
     assert weighted_sum([row(2.0), row(math.nan)], (1.5, 0.0)).item() == 3.0
 
 
+def test_newton_rounds_a_half_precision_forecast_once() -> None:
+    def curved(time: float) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.randn(4, 1, 8, 16, dtype=torch.float64, generator=generator)
+        return sum(weights[power] * (time / 9) ** power for power in range(4)).bfloat16()  # type: ignore[union-attr]
+
+    made = forecast(Newton(3), curved, (0, 2, 5, 6), 8)
+    exact = forecast(Newton(3), lambda time: curved(time).double(), (0, 2, 5, 6), 8)
+    # Half a unit in the last of 8 bits.
+    torch.testing.assert_close(made.double(), exact, rtol=2**-8, atol=1e-6)
+
+
 # FoCa
 
 

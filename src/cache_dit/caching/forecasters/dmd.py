@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cache_dit.caching.config import CalibratorConfig
 from cache_dit.caching.forecasters.history import Computed
-from cache_dit.caching.forecasters.newton import Newton, neville
+from cache_dit.caching.forecasters.newton import Newton, extrapolate
 from cache_dit.caching.maths.forecaster import Forecaster
 from cache_dit.caching.maths.modes import FEWEST_SNAPSHOTS, Modes, find_modes, forecast
 from cache_dit.caching.maths.moment import Moment
@@ -43,7 +43,7 @@ class DMD(Forecaster):
     def predict(self, state: _Fitted, at: Moment) -> Tensor:
         (times, values), modes = state
         if not modes:
-            return neville(times[:2], values[:2], at.time)
+            return extrapolate(times[:2], values[:2], at.time)
         return forecast(values, modes, (at.time - times[0]) / (times[0] - times[1]))
 
     def spare(self, state: _Fitted) -> Tensor | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cache_dit.caching.config import CalibratorConfig
 from cache_dit.caching.forecasters.history import Computed, Ordered
-from cache_dit.caching.forecasters.newton import neville
+from cache_dit.caching.forecasters.newton import extrapolate
 from cache_dit.caching.maths.moment import Moment
 from cache_dit.caching.maths.weights import weighted_sum
 from cache_dit.caching.options import options
@@ -38,7 +38,7 @@ class FoCa(Ordered):
 
     def predict(self, state: Computed, at: Moment) -> Tensor:
         if len(state.values) < 3:
-            return neville(state.times, state.values, at.time)
+            return extrapolate(state.times, state.values, at.time)
         newest, middle, oldest = state.times
         h, gap, before = at.time - newest, newest - middle, middle - oldest
         bend = h / 2 * gap / (gap + before)

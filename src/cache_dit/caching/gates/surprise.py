@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cache_dit.caching.config import CacheConfig
 from cache_dit.caching.forecasters.history import Computed
-from cache_dit.caching.forecasters.newton import neville
+from cache_dit.caching.forecasters.newton import extrapolate
 from cache_dit.caching.gates.residual import ResidualGate
 from cache_dit.caching.maths.change import l1_norm, relative_l1
 from cache_dit.caching.maths.gate import Gate, Reason, Signal, Verdict
@@ -39,7 +39,7 @@ class SurpriseGate(Gate):
     def measure(self, state: Computed, at: Moment, signal: Tensor) -> float | None:
         if not state.values or state.values[0].shape != signal.shape:
             return None
-        return relative_l1(signal, neville(*state, at.time), l1_norm(state.values[0]))
+        return relative_l1(signal, extrapolate(*state, at.time), l1_norm(state.values[0]))
 
     def decide(self, state: Computed, at: Moment, change: float | None) -> Verdict | None:
         return self.rule.decide(None, at, change)

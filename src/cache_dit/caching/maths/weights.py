@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -29,6 +30,11 @@ def combine(rows: Iterable[Sequence[float]], factors: Iterable[float]) -> list[f
     """Return `sum_i factors[i] * rows[i]`, entry by entry, over as many as the shorter of both has."""
     pairs = list(zip(rows, factors, strict=False))
     return [sum(factor * row[at] for row, factor in pairs) for at in range(len(pairs[0][0]))]
+
+
+def lagrange(times: Sequence[float], time: float) -> list[float]:
+    """Return the weights of values at `times` in the polynomial through them, evaluated at `time`."""
+    return [math.prod((time - other) / (own - other) for other in times if other != own) for own in times]
 
 
 def ladder(times: Sequence[float]) -> list[list[float]]:
