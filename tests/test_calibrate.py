@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import cache_dit
 from cache_dit.caching.attach.override import attachment_of
@@ -17,8 +16,7 @@ from cache_dit.caching.gates.scheduled import ScheduleConfig
 from cache_dit.caching.maths.schedule import Schedule
 from cache_dit.demo import PROMPTS, load_pipeline
 from cache_dit.errors import ConfigError, ConfigTypeError
-from cache_dit.tune import DPCache, LeMiCa, LinearEstimate, Search, calibrate, observe
-from cache_dit.tune.estimate import Products
+from cache_dit.tune import DPCache, LeMiCa, Search, calibrate, magcache_ratios, observe
 from cache_dit.tune.paths import bottleneck_path, cheapest_path
 from cache_dit.tune.recording import Call, Recording, record
 
@@ -111,75 +109,11 @@ def test_dpcache_averages_over_runs() -> None:
 def chosen(search: Search, runs: list[list[float]], count: int) -> tuple[int, ...]:
     choice = search.choose([search.look(recording(values), rerun) for values in runs], len(runs[0]), count)
     assert choice is not None
-    return choice.computed
+    return choice
 
 
 def rerun(*configs: Any) -> Any:
     raise AssertionError("this search needs no second run")
-
-
-def smooth_runs(steps: int, runs: int = 4) -> tuple[list[Products], list[Tensor], Tensor]:
-    """Made-up runs whose outputs are a line in the step number: their products, outputs and strides."""
-    generator = torch.Generator().manual_seed(0)
-    strides = -torch.linspace(1.0, 2.0, steps, dtype=torch.float64) / steps
-    numbers = torch.arange(steps, dtype=torch.float64)[:, None]
-    outputs = []
-    for _ in range(runs):
-        base, slope = torch.randn(2, 64, generator=generator, dtype=torch.float64)
-        outputs.append(base + slope * numbers)
-    return [Products(made @ made.T / 64, strides) for made in outputs], outputs, strides
-
-
-def test_what_is_linear_is_estimated_exactly_from_two_computed_steps() -> None:
-    seen, outputs, strides = smooth_runs(8)
-    choice = LinearEstimate().choose(seen, 8, 2)
-    assert choice.weights is not None
-    for made in outputs:
-        computed = made[list(choice.computed)]
-        moved = torch.stack([torch.tensor(row).double() @ computed[: len(row)] for row in choice.weights])
-        torch.testing.assert_close(strides @ moved, strides @ made, rtol=1e-4, atol=1e-4)
-
-
-def test_when_everything_is_computed_outputs_are_returned_as_they_are() -> None:
-    seen, _, _ = smooth_runs(5)
-    choice = LinearEstimate().choose(seen, 5, 5)
-    assert choice.computed == (0, 1, 2, 3, 4)
-    assert choice.weights == tuple(tuple(float(k == i) for k in range(i + 1)) for i in range(5))
-
-
-def test_the_estimate_has_the_error_that_it_expects() -> None:
-    """Without a response of the model to errors, prediction and fact are the same on the runs themselves."""
-    generator = torch.Generator().manual_seed(1)
-    made = torch.randn(6, 200, generator=generator, dtype=torch.float64).cumsum(0).cumsum(0)
-    strides = torch.full((6,), -0.2, dtype=torch.float64)
-    search = LinearEstimate(response=0.0, spread=0.0)
-    ways = search.ways(made @ made.T / 200, strides, torch.tensor([[0, 1, 3]]))
-    found = ways.weights[0] @ made[[0, 1, 3]]
-    torch.testing.assert_close(found, ways.known[0] @ made)
-    true = torch.cat([torch.zeros(1, 200).double(), (strides[:, None] * made).cumsum(0)])
-    torch.testing.assert_close(found[:3], true[:3], msg="exact as long as everything was computed")
-    # Of all linear estimates the one with the smallest error: the error is orthogonal to what was computed.
-    torch.testing.assert_close(
-        (found - true)[4:] @ made[[0, 1, 3]].T / 200, torch.zeros(3, 3).double(), atol=1e-5, rtol=0
-    )
-
-
-def test_the_search_moves_steps_to_where_they_help() -> None:
-    """Two outputs stand for themselves, the others follow from their neighbours: the two are computed."""
-    generator = torch.Generator().manual_seed(2)
-    line = torch.randn(2, 500, generator=generator, dtype=torch.float64)
-    made = line[0] + line[1] * torch.arange(10, dtype=torch.float64)[:, None]
-    made[[4, 7]] += 5.0 * torch.randn(2, 500, generator=generator, dtype=torch.float64)
-    strides = torch.full((10,), -0.1, dtype=torch.float64)
-    choice = LinearEstimate().choose([Products(made @ made.T / 500, strides)], 10, 4)
-    assert {4, 7} <= set(choice.computed)
-
-
-def test_another_sampler_is_refused_by_the_estimate() -> None:
-    with pytest.raises(
-        ConfigError, match="does not move the latent by multiples of the transformer's output"
-    ):
-        LinearEstimate().look(recording([0.0, 1.0]), rerun)
 
 
 def test_a_recording_is_the_run(pipe: Any) -> None:
@@ -196,20 +130,46 @@ def test_a_recording_is_the_run(pipe: Any) -> None:
 
 def test_calibration_leaves_the_pipeline_as_it_was(pipe: Any) -> None:
     before = dict(vars(pipe.transformer))
-    schedule = calibrate(
-        pipe, PROMPTS[:2], computed_steps=4, num_inference_steps=TOTAL, search=DPCache(), **DEMO
-    )
+    trajectory = calibrate(pipe, PROMPTS[:2], num_inference_steps=TOTAL, **DEMO)
+    schedule = observe(pipe, PROMPTS[:2], num_inference_steps=TOTAL, **DEMO).schedule(4)
     assert dict(vars(pipe.transformer)) == before
     assert not pipe.transformer._forward_hooks
-    assert len(schedule.computed) == 4
-    assert schedule.total == TOTAL
-    assert schedule.model == "FluxTransformer2DModel"
-    assert schedule.method == "DPCache"
+    assert (trajectory.steps, trajectory.pictures) == (TOTAL, 2)
+    assert trajectory.model == schedule.model == "FluxTransformer2DModel"
+    assert (schedule.total, len(schedule.computed), schedule.method) == (TOTAL, 4, "DPCache")
     assert set(schedule.versions) == {"cache_dit", "diffusers", "torch"}
 
 
-@pytest.mark.parametrize("search", [LinearEstimate(), LeMiCa(longest_gap=2)])
-def test_an_error_in_a_run_leaves_the_pipeline_as_it_was(pipe: Any, search: Any) -> None:
+def test_calibration_keeps_the_products_of_the_latent_and_the_outputs(pipe: Any) -> None:
+    made = record(pipe, Call(PROMPTS[0], TOTAL, 5, DEMO))
+    trajectory = calibrate(pipe, PROMPTS[:1], num_inference_steps=TOTAL, seed=5, **DEMO)
+    assert made.start is not None
+    vectors = torch.cat([made.start[None], made.outputs]).double()
+    torch.testing.assert_close(trajectory.gram, vectors @ vectors.T / vectors.shape[1], rtol=1e-3, atol=1e-4)
+    assert trajectory.sigmas[0] == pytest.approx(1.0)
+    assert trajectory.sigmas[-1] == 0.0
+
+
+def test_without_eulers_method_there_is_nothing_to_calibrate(pipe: Any) -> None:
+    usual = pipe.scheduler
+    pipe.scheduler = type(usual).from_config(usual.config, stochastic_sampling=True)
+    try:
+        with pytest.raises(ConfigError, match="does not move the latent by multiples of the transformer's"):
+            calibrate(pipe, PROMPTS[:1], num_inference_steps=2, **DEMO)
+    finally:
+        pipe.scheduler = usual
+
+
+@pytest.mark.parametrize(
+    "observed",
+    [
+        lambda *args, **kwargs: calibrate(*args, **kwargs),
+        lambda *args, **kwargs: observe(*args, search=LeMiCa(longest_gap=2), **kwargs),
+        lambda *args, **kwargs: magcache_ratios(*args, **kwargs),
+    ],
+    ids=["calibrate", "lemica", "magcache"],
+)
+def test_an_error_in_a_run_leaves_the_pipeline_as_it_was(pipe: Any, observed: Any) -> None:
     def fail(module: Any, args: Any) -> None:
         nonlocal calls
         calls += 1
@@ -219,16 +179,37 @@ def test_an_error_in_a_run_leaves_the_pipeline_as_it_was(pipe: Any, search: Any)
     calls = 0
     handle = pipe.transformer.x_embedder.register_forward_pre_hook(fail)
     with handle, pytest.raises(RuntimeError, match="out of memory"):
-        calibrate(pipe, PROMPTS[:2], computed_steps=4, num_inference_steps=TOTAL, search=search, **DEMO)
+        observed(pipe, PROMPTS[:2], num_inference_steps=TOTAL, **DEMO)
     assert not pipe.transformer._forward_hooks
+    assert attachment_of(pipe.transformer) is None
+
+
+def test_magcache_ratios_are_those_of_the_residuals(pipe: Any) -> None:
+    norms: list[Any] = []
+    kept: list[Any] = []
+
+    def enter(module: Any, args: Any, kwargs: Any) -> None:
+        kept.append(kwargs["hidden_states"])
+
+    def leave(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        norms.append((output[1] - kept.pop()).norm(dim=-1))
+
+    first, last = pipe.transformer.transformer_blocks[0], pipe.transformer.single_transformer_blocks[-1]
+    with (
+        first.register_forward_pre_hook(enter, with_kwargs=True),
+        last.register_forward_hook(leave, with_kwargs=True),
+    ):
+        record(pipe, Call(PROMPTS[0], TOTAL, 0, DEMO))
+    found = magcache_ratios(pipe, PROMPTS[:1], num_inference_steps=TOTAL, **DEMO)
+    expected = [1.0] + [float((after / before).mean()) for before, after in itertools.pairwise(norms)]
+    assert found[:-1] == pytest.approx(expected[:-1], rel=1e-4)
+    assert found[-1] == found[-2], "nothing is kept of the last step"
     assert attachment_of(pipe.transformer) is None
 
 
 def test_lemica_weighs_gaps_by_what_they_do_to_the_result(pipe: Any) -> None:
     search = LeMiCa(longest_gap=2)
-    schedule = calibrate(
-        pipe, PROMPTS[:1], computed_steps=4, num_inference_steps=TOTAL, search=search, **DEMO
-    )
+    schedule = observe(pipe, PROMPTS[:1], num_inference_steps=TOTAL, search=search, **DEMO).schedule(4)
     made = record(pipe, Call(PROMPTS[0], TOTAL, 0, DEMO))
     weights = search.look(made, lambda cache, calibrator: made.latents[-1] + len(cache.schedule.computed))
     assert weights[0, 1] == 0.0, "nothing is skipped"
@@ -240,12 +221,9 @@ def test_lemica_weighs_gaps_by_what_they_do_to_the_result(pipe: Any) -> None:
 
 
 def test_one_observation_gives_schedules_of_any_length(pipe: Any) -> None:
-    seen = observe(pipe, PROMPTS[:2], num_inference_steps=TOTAL, search=LinearEstimate(), **DEMO)
-    for count in range(1, TOTAL + 1):
-        schedule = seen.schedule(count)
-        assert len(schedule.computed) == count
-        assert schedule.weights is not None
-        assert schedule.weights[0] == (1.0,), "the first output is returned as it is"
+    seen = observe(pipe, PROMPTS[:1], num_inference_steps=TOTAL, **DEMO)
+    for count in range(2, TOTAL + 1):
+        assert len(seen.schedule(count).computed) == count
 
 
 def test_a_schedule_decides_in_the_next_run(pipe: Any) -> None:
@@ -262,8 +240,9 @@ def test_a_schedule_decides_in_the_next_run(pipe: Any) -> None:
 def test_a_cached_pipeline_is_refused(pipe: Any) -> None:
     cache_dit.enable_cache(pipe)
     try:
-        with pytest.raises(ConfigError, match="is cached, but calibration needs to see it uncached"):
-            calibrate(pipe, PROMPTS[:1], computed_steps=4, num_inference_steps=TOTAL, **DEMO)
+        for function in (calibrate, observe, magcache_ratios):
+            with pytest.raises(ConfigError, match="is cached, but calibration needs to see it uncached"):
+                function(pipe, PROMPTS[:1], num_inference_steps=TOTAL, **DEMO)
     finally:
         cache_dit.disable_cache(pipe)
 
@@ -273,18 +252,30 @@ def test_a_cached_pipeline_is_refused(pipe: Any) -> None:
     [
         ({"prompts": "a red house"}, ConfigError, "prompts is 'a red house'; give a list of one prompt"),
         ({"prompts": []}, ConfigError, "give a list of one prompt or more"),
-        ({"computed_steps": 0}, ConfigError, "computed_steps is 0"),
-        ({"computed_steps": 7}, ConfigError, "computed_steps is 7 of a run of 6 steps"),
+        ({"num_inference_steps": 0}, ConfigError, "num_inference_steps is 0"),
         ({"search": "LeMiCa"}, ConfigTypeError, "search is of type str; give a Search"),
-        ({"search": DPCache(longest_gap=1), "computed_steps": 3}, ConfigError, "a larger longest_gap"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(
     pipe: Any, change: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    given = {"prompts": PROMPTS[:1], "computed_steps": 3, "num_inference_steps": TOTAL, **DEMO, **change}
+    given = {"prompts": PROMPTS[:1], "num_inference_steps": TOTAL, **DEMO, **change}
     with pytest.raises(error, match=message):
-        calibrate(pipe, **given)
+        observe(pipe, **given)
+
+
+@pytest.mark.parametrize(
+    ("search", "count", "message"),
+    [
+        (DPCache(), 0, "computed_steps is 0"),
+        (DPCache(), 7, "computed_steps is 7 of a run of 6 steps"),
+        (DPCache(longest_gap=1), 3, "a larger longest_gap"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(pipe: Any, search: Search, count: int, message: str) -> None:
+    seen = observe(pipe, PROMPTS[:1], num_inference_steps=TOTAL, search=search, **DEMO)
+    with pytest.raises(ConfigError, match=message):
+        seen.schedule(count)
 
 
 def test_a_pipeline_without_a_callback_is_refused(pipe: Any) -> None:
@@ -294,7 +285,7 @@ def test_a_pipeline_without_a_callback_is_refused(pipe: Any) -> None:
         def __call__(self, prompt: str) -> None: ...
 
     with pytest.raises(ConfigError, match="Plain takes no callback_on_step_end"):
-        calibrate(Plain(), PROMPTS[:1], computed_steps=3, num_inference_steps=TOTAL)
+        calibrate(Plain(), PROMPTS[:1], num_inference_steps=TOTAL)
 
 
 @pytest.mark.parametrize("bad", [{"warmup": 1}, {"longest_gap": 0}])

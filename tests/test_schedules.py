@@ -222,7 +222,6 @@ def test_a_schedule_is_the_same_after_a_file(tmp_path: Path) -> None:
     schedule = Schedule(
         total=4,
         computed=(0, 1, 3),
-        weights=((1.0,), (0.0, 1.0), (-1.0, 2.0), (0.5, -0.25, 1e-12)),
         model="Flux",
         method="LeMiCa",
         versions={"torch": "2.13"},
@@ -230,9 +229,7 @@ def test_a_schedule_is_the_same_after_a_file(tmp_path: Path) -> None:
     path = tmp_path / "schedule.json"
     schedule.save(path)
     assert Schedule.load(path) == schedule
-    text = path.read_text(encoding="utf-8")
-    assert '"computed": [ 0, 1, 3 ],' in text, "readable: one line"
-    assert "[ 0.5, -0.25, 1e-12 ]" in text
+    assert '"computed": [ 0, 1, 3 ],' in path.read_text(encoding="utf-8"), "readable: one line"
 
 
 @pytest.mark.parametrize(
@@ -248,16 +245,6 @@ def test_a_schedule_is_the_same_after_a_file(tmp_path: Path) -> None:
         ),
         ({"total": 4, "computed": (0, 1.0)}, ConfigTypeError, r"computed has 1\.0; give whole numbers"),
         ({"total": "4", "computed": (0, 1)}, ConfigTypeError, "total has '4'"),
-        (
-            {"total": 2, "computed": (0, 1), "weights": ((1.0,),)},
-            ConfigError,
-            r"weights has rows of \[1\] numbers; give 2 rows",
-        ),
-        (
-            {"total": 3, "computed": (0, 2), "weights": ((1.0,), (1.0,), (1.0,))},
-            ConfigError,
-            "one number for every step computed until then",
-        ),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(
@@ -274,5 +261,5 @@ def test_a_schedule_that_cannot_be_is_refused(
 def test_a_file_that_is_no_schedule_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "schedule.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"schedule\.json is no schedule \(.*\); write one with"):
+    with pytest.raises(ConfigError, match=r"schedule\.json is no schedule \(.*\); make one with"):
         Schedule.load(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,13 +21,6 @@ Rerun = Callable[[CacheConfig, CalibratorConfig], Tensor]
 """Repeats the recorded call with caching, and returns the final latent, [N] in float32 on the CPU."""
 
 
-class Choice(NamedTuple):
-    """What a search has chosen; see `Schedule` for the fields."""
-
-    computed: tuple[int, ...]
-    weights: tuple[tuple[float, ...], ...] | None = None
-
-
 class Search(ABC):
     """A way to choose the computed steps: looks at every recorded run once, and then chooses."""
 
@@ -38,7 +31,7 @@ class Search(ABC):
         """What the choice needs to know of one run."""
 
     @abstractmethod
-    def choose(self, seen: Sequence[Any], total: int, count: int) -> Choice | None:
+    def choose(self, seen: Sequence[Any], total: int, count: int) -> tuple[int, ...] | None:
         """`count` of `total` steps, from what was seen of all runs; None where the limits leave no choice."""
 
 
@@ -82,10 +75,11 @@ class LeMiCa(Search):
             for stop in range(start + 1, min(start + self.longest_gap, total) + 1)
         }
 
-    def choose(self, seen: Sequence[dict[tuple[int, int], float]], total: int, count: int) -> Choice | None:
+    def choose(
+        self, seen: Sequence[dict[tuple[int, int], float]], total: int, count: int
+    ) -> tuple[int, ...] | None:
         weights = {edge: sum(costs[edge] for costs in seen) / len(seen) for edge in seen[0]}
-        path = bottleneck_path(weights, total, count)
-        return None if path is None else Choice(path)
+        return bottleneck_path(weights, total, count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +118,7 @@ class DPCache(Search):
                 costs[before, node, node + 2 : node + 2 + len(ahead)] = errors.cumsum(0)
         return costs
 
-    def choose(self, seen: Sequence[Tensor], total: int, count: int) -> Choice | None:
+    def choose(self, seen: Sequence[Tensor], total: int, count: int) -> tuple[int, ...] | None:
         costs = torch.stack(list(seen)).mean(0).tolist()
         start = tuple(range(min(self.warmup, count)))
-        path = cheapest_path(lambda i, j, k: costs[i][j][k], start, total, count, self.longest_gap)
-        return None if path is None else Choice(path)
+        return cheapest_path(lambda i, j, k: costs[i][j][k], start, total, count, self.longest_gap)

@@ -28,7 +28,7 @@ class ScheduleConfig(CacheConfig):
     """Compute the steps that calibration has chosen, and no others.
 
     In the spirit of LeMiCa (arXiv 2511.00090) and DPCache (arXiv 2602.22654): the search is done once, by
-    `cache_dit.tune.calibrate`, and a run follows the list.
+    `cache_dit.tune.observe`, and a run follows the list.
 
     Attributes:
         schedule: The computed steps. At another number of steps it is stretched; where the length of the run

@@ -23,31 +23,24 @@ class Schedule:
     Attributes:
         total: Steps of the run that it was found for.
         computed: Numbers of the computed steps from 0, rising; the first is 0.
-        weights: For each step, computed or skipped, of what the transformer is to return: the weighted sum of
-            the outputs computed up to that step, oldest first. For runs of `total` steps, with the sampler
-            and the guidance that they were found with. None: outputs are forecast by a calibrator.
         model: Class name of the transformer that it was found on.
         method: How it was found.
         versions: Of the packages that it was found with, by name.
 
     Raises:
-        ConfigError: The steps do not rise, do not begin with 0 or go beyond the total; or weights are
-            missing.
+        ConfigError: The steps do not rise, do not begin with 0 or go beyond the total.
         ConfigTypeError: A field is of the wrong type.
     """
 
     total: int
     computed: tuple[int, ...]
-    weights: tuple[tuple[float, ...], ...] | None = None
     model: str = ""
     method: str = ""
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        # What comes from a file has lists.
+        # What comes from a file is a list.
         object.__setattr__(self, "computed", tuple(self.computed))
-        if self.weights is not None:
-            object.__setattr__(self, "weights", tuple(map(tuple, self.weights)))
         for name, number in (("total", self.total), *(("computed", step) for step in self.computed)):
             if isinstance(number, bool) or not isinstance(number, int):
                 raise ConfigTypeError(f"{name} has {number!r}; give whole numbers.")
@@ -58,12 +51,6 @@ class Schedule:
             raise ConfigError(
                 f"computed ends with step {steps[-1]} but total is {self.total}; the last step has number "
                 f"{self.total - 1}."
-            )
-        counts = tuple(itertools.accumulate(self.mask()))
-        if self.weights is not None and tuple(map(len, self.weights)) != counts:
-            raise ConfigError(
-                f"weights has rows of {[len(row) for row in self.weights]} numbers; give {self.total} rows, "
-                "each with one number for every step computed until then."
             )
 
     def mask(self, total: int | None = None) -> tuple[int, ...]:
@@ -77,7 +64,7 @@ class Schedule:
     def save(self, path: str | Path) -> None:
         """Write it to a JSON file."""
         text = json.dumps(dataclasses.asdict(self), indent=2)
-        # One line for every list of numbers.
+        # One line for the steps.
         text = re.sub(r"\[[^][]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text)
         Path(path).write_text(f"{text}\n", encoding="utf-8")
 
@@ -94,7 +81,7 @@ class Schedule:
             return cls(**found)
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"{path} is no schedule ({error}); write one with cache_dit.tune.calibrate(...).save(path)."
+                f"{path} is no schedule ({error}); make one with cache_dit.tune.observe."
             ) from error
 
 
