@@ -439,10 +439,20 @@ def test_observed_data_flow_agrees_with_the_row(tiny: TinyModel, variant: str) -
 
 
 def prunable(tiny: TinyModel, kept: Iterable[int]) -> list[nn.Module]:
-    """All but the first block and those kept; of a pair the first, since only it has one layout at both ends."""
+    """All but the first block and those kept; of a pair the first, at both ends of which the layout is one."""
     starts = [flow.members(model_of(tiny))[:: flow.period] for flow in flows_of(tiny)]
     every = [(number, index) for number, blocks in enumerate(starts) for index, _ in enumerate(blocks)]
     return [starts[number][index] for number, index in every[1:] if index not in kept]
+
+
+@contextlib.contextmanager
+def calls_of(modules: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
+    """Those that are computed meanwhile, in order."""
+    called: list[nn.Module] = []
+    handles = [module.register_forward_hook(lambda module, *_: called.append(module)) for module in modules]
+    yield called
+    for handle in handles:
+        handle.remove()
 
 
 @each_case
@@ -468,13 +478,8 @@ def test_pruned_blocks(
     listed = [block for flow in flows_of(tiny) for block in flow.members(model)]
     with caching(model, DBPruneConfig(**options, non_prune_block_ids=kept)), Request(3):
         for _ in range(2):
-            called: list[nn.Module] = []
-            handles = [
-                block.register_forward_hook(lambda block, *_: called.append(block)) for block in listed
-            ]
-            assert change(output_of(model, kwargs), expected) < 1e-5
-            for handle in handles:
-                handle.remove()
+            with calls_of(listed) as called:
+                assert change(output_of(model, kwargs), expected) < 1e-5
             runs.append(called)
         skipped = sum(step.verdict.skip for number in deciding(model) for step in records(model, number))
         assert skipped == len(pruned.intersection(runs[0])) == len(runs[0]) - len(runs[1]) > 0
