@@ -153,9 +153,9 @@ class SegmentRun:
     def _check(self, change: Tensor) -> None:
         """Hold the first block behind the segment against its own forecast, or let it be learnt."""
         policy, state = self.segment.policy, self._state
-        forecaster = state.forecasters[self.segment.ports.main]
-        assert policy is not None and self.verdict is not None
-        if forecaster is None:
+        # There are none before the first step that was worth keeping.
+        forecaster = state.forecasters[self.segment.ports.main] if state.forecasters else None
+        if forecaster is None or policy is None or self.verdict is None:
             return
         if not self.verdict.skip:
             known = forecaster.init() if state.check is None else state.check
