@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from tiny.base import output_of
+from tiny.image_models import QWEN_IMAGE
+from tiny.runs import Denoising, decisions, small_flux
 from torch import Tensor
 
+import cache_dit
+from cache_dit import TaylorSeerCalibratorConfig
+from cache_dit.api import attachments_of
 from cache_dit.caching.catalogue import (
     DBPruneConfig,
     DiCacheConfig,
@@ -327,6 +333,13 @@ def test_magcache(config: MagCacheConfig, total: int | None, expected: str) -> N
     assert run(config, [None] * len(expected), total=total) == expected
 
 
+def test_magcache_has_no_table_of_its_own() -> None:
+    with pytest.raises(ConfigError, match="ratios is empty; give one for each step"):
+        cache_dit.enable_cache(small_flux(), MagCacheConfig())
+    given = MagCacheConfig(ratios=[1.0, 1.1])
+    assert given.updated(MagCacheConfig().reset(threshold=0.1)).gate().ratios == (1.0, 1.1)
+
+
 def test_norm_ratios_come_one_by_one() -> None:
     first = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])
     second = torch.tensor([[[6.0, 8.0], [0.0, 1.0]]])
@@ -517,7 +530,6 @@ def test_pruning_is_a_family_of_its_own() -> None:
         (EasyCacheConfig, "threshold", -1.0, "at least 0"),
         (DiCacheConfig, "threshold", INF, "at least 0"),
         (DiCacheConfig, "Fn_compute_blocks", 0, "at least 1"),
-        (MagCacheConfig, "ratios", (), "ratios is empty; give one for each step"),
         (MagCacheConfig, "ratios", (1.0, -0.5), r"ratios\[1\] is -0.5; give a number of at least 0"),
         (MagCacheConfig, "threshold", -1.0, "at least 0"),
         (MagCacheConfig, "retention", 1.5, "from 0.0 to 1.0"),
@@ -580,3 +592,45 @@ def test_short_forms(config: CacheConfig, label: str) -> None:
         steps_computation_policy="static",
     )
     assert masked.policy().gate.signal is Signal.NONE
+
+
+# Within a model.
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (TeaCacheConfig(rel_l1_thresh=99.0), "CSSSSSSSSC"),
+        (TeaCacheConfig(rel_l1_thresh=1e-9), "CCCCCCCCCC"),
+        (SeaCacheConfig(threshold=99.0), "CSSCSSCSSC"),
+        (SeaCacheConfig(threshold=1e-9), "CCCCCCCCCC"),
+        (EasyCacheConfig(threshold=99.0, max_warmup_steps=2), "CCSSSSSSSC"),
+        (EasyCacheConfig(threshold=1e-9, max_warmup_steps=2), "CCCCCCCCCC"),
+        (DiCacheConfig(threshold=99.0), "CSSSSSSSSC"),
+        (DiCacheConfig(threshold=1e-9), "CCCCCCCCCC"),
+        (MagCacheConfig(ratios=[1.0] * 10), "CCSSSCSSSC"),
+        (SurpriseConfig(threshold=1.0), "CCCCSSSSSS"),
+        (SurpriseConfig(threshold=1e-9), "CCCCCCCCCC"),
+        (DBPruneConfig(Fn_compute_blocks=1, residual_diff_threshold=0.9, max_warmup_steps=2), "CCSSSSSSSS"),
+        (DBPruneConfig(Fn_compute_blocks=1, residual_diff_threshold=1e-9), "CCCCCCCCCC"),
+    ],
+    ids=lambda value: value.strify() if isinstance(value, CacheConfig) else value,
+)
+def test_a_gate_gets_its_signals(config: CacheConfig, expected: str) -> None:
+    config = config.updated(config.reset(num_inference_steps=10))
+    model = cache_dit.enable_cache(small_flux(), config, TaylorSeerCalibratorConfig())
+    Denoising(model, 0, steps=10).finish()
+    assert decisions(model) == expected
+
+
+@pytest.mark.parametrize(("tolerance", "expected"), [(1e9, "CCCSSSSSCS"), (0.0, "CCCSCSCSCS")])
+def test_speca_takes_drafts_back(tolerance: float, expected: str) -> None:
+    model = QWEN_IMAGE.build()
+    config = SpeCaConfig(tolerance=tolerance, decay=1.0, unchecked_drafts=1)
+    cache_dit.enable_cache(model, config, TaylorSeerCalibratorConfig())
+    for step in range(10):
+        output_of(model, QWEN_IMAGE.inputs(step))
+    assert decisions(model) == expected
+    record = attachments_of(model)[0].session.latest
+    reasons = [step.verdict.reason for step in record.of(0, record.branches[0])]
+    assert (Reason.REJECTED in reasons) is (tolerance == 0.0)

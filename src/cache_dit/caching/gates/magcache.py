@@ -68,12 +68,10 @@ class MagCacheConfig(CacheConfig):
     retention: float = option(real(0.0, 1.0), default=0.2)
     max_continuous_cached_steps: int = option(whole(1, unlimited=True), default=3)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def gate(self) -> MagCacheGate:
+        # Not asked for by the constructor, so that `reset` can name other fields alone.
         if not self.ratios:
             raise ConfigError("ratios is empty; give one for each step, see MagCacheConfig.")
-
-    def gate(self) -> MagCacheGate:
         return MagCacheGate(tuple(self.ratios), self.threshold, self.retention)
 
     def label(self) -> str:
