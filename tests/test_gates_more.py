@@ -334,7 +334,7 @@ def test_magcache(config: MagCacheConfig, total: int | None, expected: str) -> N
 
 
 def test_magcache_has_no_table_of_its_own() -> None:
-    with pytest.raises(ConfigError, match="ratios is empty; give one for each step"):
+    with pytest.raises(ConfigError, match=r"ratios is empty; give .*magcache_ratios"):
         cache_dit.enable_cache(small_flux(), MagCacheConfig())
     given = MagCacheConfig(ratios=[1.0, 1.1])
     assert given.updated(MagCacheConfig().reset(threshold=0.1)).gate().ratios == (1.0, 1.1)

@@ -55,7 +55,7 @@ class MagCacheConfig(CacheConfig):
 
     Attributes:
         ratios: For each step, the mean over tokens of the L2 norm of the residual over that of the step
-            before, 1 for the first: `cache_dit.caching.maths.change.norm_ratios`. There is no default.
+            before, 1 for the first: `cache_dit.tune.magcache_ratios` measures them. There is no default.
         threshold: Largest sum of errors over skipped steps in a row. Default 0.06.
         retention: First part of the run that is computed, from 0 to 1. Default 0.2.
         max_continuous_cached_steps: Most skipped steps in a row (K); -1: no limit. Default 3.
@@ -71,7 +71,7 @@ class MagCacheConfig(CacheConfig):
     def gate(self) -> MagCacheGate:
         # Not asked for by the constructor, so that `reset` can name other fields alone.
         if not self.ratios:
-            raise ConfigError("ratios is empty; give one for each step, see MagCacheConfig.")
+            raise ConfigError("ratios is empty; give those that cache_dit.tune.magcache_ratios measures.")
         return MagCacheGate(tuple(self.ratios), self.threshold, self.retention)
 
     def label(self) -> str:

@@ -53,7 +53,7 @@ class SpeCaConfig(CacheConfig):
 
     Attributes:
         tolerance: Largest error at the first step. Default 0.1, from a port of the authors' code.
-        decay: What the tolerance is multiplied with over the run, over 0 and up to 1. Default 0.1; ports
+        decay: What the tolerance is multiplied with over the whole run, 0 to 1. Default 0.1; ports
             have 0.01 to 0.9, the paper's value is not certain.
         unchecked_drafts: First drafts in a row that stand whatever the error is. Default 2.
         max_continuous_cached_steps: Most drafts in a row; -1: no limit. Default 5.
