@@ -87,12 +87,12 @@ def test_flops_are_those_of_torchs_counter(pipe: Any) -> None:
 
 
 def test_controls(bench: Bench) -> None:
-    floor = list(bench.scores(system("uncached again"), PICTURES[:2], timed=1))
+    floor = list(bench.scores(system("uncached again"), PICTURES[:2], timed=PICTURES[:1]))
     assert [score.flops for score in floor] == [1.0, 1.0]
     assert min(score.psnr for score in floor) > 90
     assert 0.5 < floor[0].time < 2
     assert math.isnan(floor[1].time)
-    half = list(bench.scores(system("fewer steps", "0.50"), PICTURES[:2], timed=0))
+    half = list(bench.scores(system("fewer steps", "0.50"), PICTURES[:2], timed=()))
     assert [score.flops for score in half] == [0.5, 0.5]
     assert 10 < min(score.psnr for score in half) < max(score.psnr for score in half) < 60
 
@@ -112,17 +112,17 @@ def test_controls(bench: Bench) -> None:
     ],
 )
 def test_a_system_saves_and_leaves_nothing_behind(bench: Bench, name: str, strength: str) -> None:
-    (score,) = bench.scores(system(name, strength), PICTURES[:1], timed=0)
+    (score,) = bench.scores(system(name, strength), PICTURES[:1], timed=())
     assert 0.2 < score.flops < 0.95
     assert 8 < score.psnr < 60
-    (after,) = bench.scores(system("uncached again"), PICTURES[:1], timed=0)
+    (after,) = bench.scores(system("uncached again"), PICTURES[:1], timed=())
     assert after.psnr > 90
 
 
 def test_pictures_of_a_batch_do_not_mix(bench: Bench) -> None:
     lite = system("TaylorSeer lite")
-    together = list(bench.scores(lite, PICTURES[:2], timed=0))
-    alone = list(bench.scores(replace(lite, fixed=False), PICTURES[:2], timed=0))
+    together = list(bench.scores(lite, PICTURES[:2], timed=()))
+    alone = list(bench.scores(replace(lite, fixed=False), PICTURES[:2], timed=()))
     assert [score.psnr for score in together] == pytest.approx([score.psnr for score in alone], abs=0.02)
     assert [score.flops for score in together] == pytest.approx([score.flops for score in alone])
 
@@ -160,10 +160,9 @@ def test_scores_are_kept_and_a_run_goes_on(pipe: Any, tmp_path: Path) -> None:
     half = system("fewer steps", "0.50")
     measured: list[Setting] = []
 
-    def go(*stores: Path) -> None:
-        measure(
-            pipe, [half], [Cell(4, 1.0)], Purpose.REPORT, stores, prompts=2, timed=1, told=measured.append
-        )
+    def go(*stores: Path, timed: int = 1) -> None:
+        cells, purpose = [Cell(4, 1.0)], Purpose.REPORT
+        measure(pipe, [half], cells, purpose, stores, prompts=2, timed=timed, told=measured.append)
 
     go(path)
     (found,) = read([path]).values()
@@ -178,6 +177,9 @@ def test_scores_are_kept_and_a_run_goes_on(pipe: Any, tmp_path: Path) -> None:
     path.write_text("\n".join([*lines[:2], *lines[3:]]) + "\n")
     go(path)
     assert sorted(path.read_text().splitlines()) == sorted(lines)
+    go(path, timed=2)
+    (found,) = read([path]).values()
+    assert [math.isnan(score.time) for score in found.values()] == [False, False, True, True]
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:

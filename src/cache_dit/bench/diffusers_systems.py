@@ -70,9 +70,13 @@ def diffusers_systems() -> list[System]:
     ]
 
 
+# Steps from one computed step to the next, computed steps before the first skipped one, order.
+_TAYLOR = tuple(product((2, 3, 4, 5, 6, 7, 8), (2, 3, 4, 5, 6, 8), (1, 2)))
+
+
 def _taylor_lite() -> Iterator[System]:
     """TaylorSeer on the last projection alone: whole forwards are skipped, their output is forecast."""
-    for interval, warmup, order in product((2, 3, 4, 5, 6, 7, 8), (2, 3, 4, 5, 6, 8), (1, 2)):
+    for interval, warmup, order in _TAYLOR:
         yield _taylor("TaylorSeer lite", interval, warmup, order, use_lite_mode=True)
 
 
@@ -84,7 +88,7 @@ def _taylor_modules() -> Iterator[System]:
     ]
     idle = [r"single_transformer_blocks\.\d+\.(attn|proj_mlp)"]
     patterns = {"cache_identifiers": active, "skip_predict_identifiers": idle}
-    for interval, warmup, order in product((2, 3, 4, 5, 6), (2, 3, 4), (1, 2)):
+    for interval, warmup, order in _TAYLOR:
         yield _taylor("TaylorSeer modules", interval, warmup, order, **patterns)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -98,35 +98,37 @@ class Bench:
         self._uncached: dict[Picture, Tensor] = {}
         self._flops = 0.0  # of one uncached picture
 
-    def scores(self, system: System, pictures: Sequence[Picture], timed: int) -> Iterator[Score]:
+    def scores(
+        self, system: System, pictures: Sequence[Picture], timed: Container[Picture]
+    ) -> Iterator[Score]:
         """Draw pictures with a system and compare them.
 
         Args:
             system: It is put on for every batch anew.
             pictures: They are drawn in this order.
-            timed: So many of the first pictures are also run in turn with uncached ones, one by one.
+            timed: Those of them that are also run in turn with uncached ones, one by one.
 
         Yields:
             A score for each picture, in order.
         """
         size = _BATCH if system.fixed else 1
-        references = self._references(pictures)
+        self._draw_uncached(pictures)
         fraction = math.nan
         for start in range(0, len(pictures), size):
             batch = pictures[start : start + size]
             counted = start == 0 if system.fixed else start < _COUNTED
             drawn, flops = self._draw(system, batch, counted)
             fraction = flops / self._flops if counted else fraction if system.fixed else math.nan
-            for place, (picture, image) in enumerate(zip(batch, drawn, strict=True), start):
+            for picture, image in zip(batch, drawn, strict=True):
                 yield Score(
                     seed=picture.seed,
                     flops=fraction,
-                    time=self._time(system, picture) if place < timed else math.nan,
-                    psnr=psnr(image, references[place], data_range=1.0),
-                    ssim=ssim(image, references[place], data_range=1.0),
+                    time=self._time(system, picture) if picture in timed else math.nan,
+                    psnr=psnr(image, self._uncached[picture], data_range=1.0),
+                    ssim=ssim(image, self._uncached[picture], data_range=1.0),
                 )
 
-    def _references(self, pictures: Sequence[Picture]) -> list[Tensor]:
+    def _draw_uncached(self, pictures: Sequence[Picture]) -> None:
         missing = [picture for picture in pictures if picture not in self._uncached]
         for start in range(0, len(missing), _BATCH):
             batch = missing[start : start + _BATCH]
@@ -134,7 +136,6 @@ class Bench:
             drawn, flops = self._draw(_UNCACHED, batch, counted)
             self._flops = flops if counted else self._flops
             self._uncached.update(zip(batch, drawn, strict=True))
-        return [self._uncached[picture] for picture in pictures]
 
     def _draw(self, system: System, pictures: Sequence[Picture], counted: bool) -> tuple[Tensor, float]:
         """Pictures and, if wanted, the FLOPs of each."""

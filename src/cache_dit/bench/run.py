@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cache_dit.bench.measure import Bench, one_thread
+from cache_dit.bench.measure import Bench, Score, one_thread
 from cache_dit.bench.pictures import Cell, Purpose
 from cache_dit.bench.store import Setting, append, read
 from cache_dit.bench.system import System
@@ -34,21 +35,25 @@ def measure(
         stores: Files with scores; what is in one of them is not measured again, and new lines go to the
             first, which is made where there is none.
         prompts: Only so many of the first prompts.
-        timed: So many of the first pictures are also timed.
+        timed: So many of the first pictures are also timed, those too that were measured without.
         wanted: False for settings to leave out.
         told: Called before a setting is measured.
     """
     kept = list(dict.fromkeys(picture.prompt for picture in purpose.pictures))[:prompts]
     pictures = [picture for picture in purpose.pictures if picture.prompt in kept]
-    known = read(stores)
+    first, known = pictures[:timed], read(stores)
     with one_thread():
         for cell in cells:
             bench = Bench(pipe, cell)
             for system in systems:
                 setting = Setting.of(purpose, system, cell)
                 done = known.get(setting, {})
-                missing = [one for one in pictures if one.seed not in done]
+                missing = [one for one in pictures if _lacks(done.get(one.seed), one in first)]
                 if missing and wanted(setting):
                     told(setting)
-                    for score in bench.scores(system, missing, max(0, timed - len(done))):
+                    for score in bench.scores(system, missing, first):
                         append(stores[0], setting, score)
+
+
+def _lacks(score: Score | None, timed: bool) -> bool:
+    return score is None or (timed and math.isnan(score.time))
