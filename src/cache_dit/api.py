@@ -18,6 +18,7 @@ from cache_dit.caching.block_adapters.register import adapter_of
 from cache_dit.caching.config import CacheConfig, CalibratorConfig
 from cache_dit.caching.options import Override, instance_of, optional, reject_unknown
 from cache_dit.errors import ConfigError
+from cache_dit.presets import Preset
 
 _Target = TypeVar("_Target")
 _Modifiers = ParamsModifier | Sequence[ParamsModifier | Sequence[ParamsModifier]]
@@ -26,7 +27,7 @@ _OPTIONS = ("cache_config", "calibrator_config", "params_modifiers")
 
 def enable_cache(
     pipe_or_adapter: _Target,
-    cache_config: CacheConfig | Override | None = None,
+    cache_config: CacheConfig | Override | Preset | None = None,
     calibrator_config: CalibratorConfig | None = None,
     params_modifiers: _Modifiers | None = None,
     **unknown: Any,
@@ -37,7 +38,8 @@ def enable_cache(
 
     Args:
         pipe_or_adapter: A diffusers pipeline, a transformer, or a `BlockAdapter`.
-        cache_config: What is skipped and when. None: `DBCacheConfig()`, with fewer first blocks where the
+        cache_config: What is skipped and when, or a preset of `cache_dit.presets`, which also says what a
+            skipped segment is filled with. None: `DBCacheConfig()`, with fewer first blocks where the
             first list has less than 16.
         calibrator_config: What a skipped segment is filled with. None: the last computed value again.
         params_modifiers: Changes for single block lists, one for each: every list then decides for itself,
@@ -59,8 +61,11 @@ def enable_cache(
         >>> cache_dit.summary(pipe)
     """
     reject_unknown("enable_cache", unknown, _OPTIONS)
-    optional(instance_of(CacheConfig, Override))("cache_config", cache_config)
+    optional(instance_of(CacheConfig, Override, Preset))("cache_config", cache_config)
     optional(instance_of(CalibratorConfig))("calibrator_config", calibrator_config)
+    if isinstance(cache_config, Preset):
+        calibrator_config = calibrator_config or cache_config.calibrator_config
+        cache_config = cache_config.cache_config
     adapter = adapter_of(pipe_or_adapter)
     calibrator = calibrator_config or CalibratorConfig()
     if params_modifiers is None:

@@ -14,6 +14,7 @@ from cache_dit.caching.gates.always import Always
 from cache_dit.caching.gates.residual import ResidualGate
 from cache_dit.caching.maths.forecaster import Forecaster
 from cache_dit.caching.maths.gate import Gate, Policy, Reason
+from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.caching.options import (
     Options,
     flag,
@@ -78,10 +79,14 @@ class CacheConfig(Options):
 
     Attributes:
         place: What a skipped step leaves out. Default `Place.MIDDLE`.
-        correction_order: Put right at the next computed step what forecasts got wrong on skipped ones, with an
-            interpolating polynomial of this degree, see `engine.correction`; costs that many outputs of the
-            transformer and two more. Needs a sampler that moves the latent by a multiple of the output (Euler on
-            flow matching, the usual one); with others nothing is corrected. None (default): no correction.
+        correction_order: Put right at the next computed step what forecasts got wrong on skipped ones, with
+            an interpolating polynomial of this degree, see `engine.correction`; costs that many outputs of
+            the transformer and two more. Needs a sampler that moves the latent by a multiple of the output
+            (Euler on flow matching, the usual one); with others nothing is corrected. None (default): no
+            correction.
+        trajectory: In place of that, the best linear estimate of the latent from what was computed; made for
+            a model by `cache_dit.calibrate`. For methods with few computed steps and `Place.OUTPUT`. Needs
+            such a sampler too. None (default): none.
         Fn_compute_blocks: First blocks of a list that are always computed. Where one decision covers several
             lists it counts in the first. Default 0.
         Bn_compute_blocks: Last blocks that are always computed. Default 0.
@@ -116,6 +121,7 @@ class CacheConfig(Options):
 
     place: Place = option(instance_of(Place), default=Place.MIDDLE)
     correction_order: int | None = option(optional(whole(1)), default=None)
+    trajectory: Trajectory | None = option(optional(instance_of(Trajectory)), default=None)
     Fn_compute_blocks: int = option(whole(0), default=0)
     Bn_compute_blocks: int = option(whole(0), default=0)
     max_warmup_steps: int = option(whole(0), default=0)
@@ -135,6 +141,10 @@ class CacheConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         mask, total = self.steps_computation_mask, self.num_inference_steps
+        if self.correction_order is not None and self.trajectory is not None:
+            raise ConfigError(
+                "correction_order and trajectory are both given, but both correct the output; leave out one."
+            )
         if mask is not None and total is not None and self.force_refresh_step_hint is None:
             check_mask_length(mask, total)
 
@@ -254,11 +264,12 @@ class CalibratorConfig(Options):
         enable_encoder_calibrator: The same for every other stream, such as the text stream.
         calibrator_cache_type: "residual": the change over the segment is forecast and added to what enters
             it. "hidden_states": what leaves the segment is forecast.
-        forecast_axis: What forecasts are made along. "step": the number of the step. "sigma": the noise level,
-            or the timestep where there is none; for schedules with uneven steps.
-        cache_dtype: Type in which values are kept, such as `torch.bfloat16`; None (default): that of the stream.
-        memory_budget: Most bytes that forecasts of one branch may keep; the order of the forecaster is lowered
-            until it fits. None (default): no limit.
+        forecast_axis: What forecasts are made along. "step": the number of the step. "sigma": the noise
+            level, or the timestep where there is none; for schedules with uneven steps.
+        cache_dtype: Type in which values are kept, such as `torch.bfloat16`; None (default): that of the
+            stream.
+        memory_budget: Most bytes that forecasts of one branch may keep; the order of the forecaster is
+            lowered until it fits. None (default): no limit.
     """
 
     enable_calibrator: bool = option(flag, default=True)

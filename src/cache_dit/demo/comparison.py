@@ -83,7 +83,8 @@ class Comparison:
         steps: Denoising steps.
         cfg: Scale of classifier-free guidance.
         config: Configuration in short form.
-        threshold: `residual_diff_threshold`, the change under which a step may be skipped.
+        threshold: `residual_diff_threshold`, the change under which a step may be skipped; None for methods
+            without it.
         samples: One for each prompt and seed.
         fewer_steps: The control.
         seconds_uncached: Wall-clock time of a whole picture: text encoders, denoising and decoding.
@@ -94,7 +95,7 @@ class Comparison:
     steps: int
     cfg: float
     config: str
-    threshold: float
+    threshold: float | None
     samples: tuple[Sample, ...]
     fewer_steps: FewerSteps
     seconds_uncached: Spread

@@ -111,7 +111,7 @@ def draw_steps(result: Comparison, path: Path) -> Path:
             wspace=0.08,
         )
         highest = max([0.0, *(value for s in result.samples for by in s.changes for value in by.values())])
-        top = 1.15 * max(highest, min(result.threshold, 1.0)) or 1.0
+        top = 1.15 * max(highest, min(result.threshold or 0.0, 1.0)) or 1.0
         for place, name in enumerate(branches):
             curves = figure.add_subplot(grid[0, place])
             marks = figure.add_subplot(grid[1, place], sharex=curves)
@@ -159,7 +159,7 @@ def _curves(axes: Any, result: Comparison, place: int, top: float) -> None:
                 markersize=4.5,
                 label=label,
             )
-    if result.threshold < top:
+    if result.threshold is not None and result.threshold < top:
         axes.axhline(result.threshold, color=_ORANGE, linewidth=1.2, linestyle="--", label="threshold")
     if not values:
         axes.text(0.5, 0.5, "nothing was measured", transform=axes.transAxes, ha="center", color=_GREY)

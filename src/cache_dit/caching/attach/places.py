@@ -1,4 +1,4 @@
-"""From what is to be skipped (`Place`) to segments: parts of block lists, modules inside of blocks, the whole."""
+"""From what is to be skipped (`Place`) to segments: parts of block lists, modules in blocks, the whole."""
 
 from __future__ import annotations
 
@@ -115,8 +115,9 @@ def opaque(
     signal = Signal.NONE if policy is None else policy.gate.signal
     if signal in (Signal.RESIDUAL, Signal.PROBE, Signal.MODULATED):
         raise ConfigError(
-            f"place is {setting.cache.place} but {setting.cache.method} decides by {signal.value}, which is known "
-            "inside of a block list only; give Place.MIDDLE or Place.BLOCKS, or a method with a fixed schedule."
+            f"place is {setting.cache.place} but {setting.cache.method} decides by {signal.value}, which is "
+            "known inside of a block list only; give Place.MIDDLE or Place.BLOCKS, or a method with a fixed "
+            "schedule."
         )
     calibrator = setting.calibrator
     return Segment(

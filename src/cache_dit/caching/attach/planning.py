@@ -24,6 +24,7 @@ _RUN_WIDE = (
     "force_refresh_step_policy",
     "max_live_requests",
     "correction_order",
+    "trajectory",
 )
 
 
@@ -48,6 +49,7 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
     masks = [setting.cache.steps_computation_mask for setting in settings]
     checked = shared.force_refresh_step_hint is None and not shares_run
     separate = shared.enable_separate_cfg
+    corrects = shared.correction_order is not None or shared.trajectory is not None
     return Plan(
         segments=tuple(segments),
         calls_per_step=None if separate is None else 1 + separate,
@@ -62,8 +64,8 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
         budget=min(
             (one.calibrator.memory_budget for one in settings if one.calibrator.memory_budget), default=None
         ),
-        reads_noise=shared.correction_order is not None or any(map(_reads_noise, segments)),
-        correction=shared.correction_order,
+        reads_noise=corrects or any(map(_reads_noise, segments)),
+        correction=shared.correction_order or shared.trajectory,
         whole=whole,
         parameters=names,
         bypass=row.bypass,
@@ -142,17 +144,18 @@ def _check_fit(lists: Lists, setting: Setting, start: int, tail: int) -> None:
     cache, gate = setting.cache, setting.cache.policy().gate
     if gate.signal in (Signal.RESIDUAL, Signal.PROBE) and cache.Fn_compute_blocks == 0:
         raise ConfigError(
-            f"Fn_compute_blocks is 0 but {cache.method} measures the first blocks of {lists.name}; give 1 or more."
+            f"Fn_compute_blocks is 0 but {cache.method} measures the first blocks of {lists.name}; give 1 or "
+            "more."
         )
     if gate.signal is Signal.MODULATED and lists.row.modulated is None and not has_norm(lists.blocks[0][0]):
         raise ConfigError(
-            f"{cache.method} measures the modulated input of the first block, which is not known of {lists.name}; "
-            "give another method, such as SeaCacheConfig or EasyCacheConfig."
+            f"{cache.method} measures the modulated input of the first block, which is not known of "
+            f"{lists.name}; give another method, such as SeaCacheConfig or EasyCacheConfig."
         )
     if gate.verifies and cache.Bn_compute_blocks == 0:
         raise ConfigError(
-            f"Bn_compute_blocks is 0 but {cache.method} checks forecasts on a last block that is computed; give 1 "
-            "or more."
+            f"Bn_compute_blocks is 0 but {cache.method} checks forecasts on a last block that is computed; "
+            "give 1 or more."
         )
     for main in (True, False):
         needs = setting.calibrator.forecaster(main=main).needs

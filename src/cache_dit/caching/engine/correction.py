@@ -1,11 +1,11 @@
 """Deferred correction: what skipped steps got wrong is put right by the next computed one.
 
-On a skipped step the output of the transformer is extrapolated. Once the next step is computed, the outputs in
-between can be *interpolated*, which is far more exact. For a sampler that moves the latent by `h_j v_j` in step j
-(Euler on the flow of flow matching, with `h_j = sigma_{j+1} - sigma_j`) the latent is by then off by
-`d = sum_j h_j (v_used_j - v_interpolated_j)`, and the computed step can undo that: it returns `v - d / h`. In the
-terms of multistep methods this turns an Adams-Bashforth predictor into a predictor-corrector over the skipped
-steps. All is linear in the outputs, so under classifier-free guidance every branch corrects its own.
+On a skipped step the output of the transformer is extrapolated. Once the next step is computed, the outputs
+in between can be *interpolated*, which is far more exact. For a sampler that moves the latent by `h_j v_j` in
+step j (Euler on the flow of flow matching, with `h_j = sigma_{j+1} - sigma_j`) the latent is by then off by
+`d = sum_j h_j (v_used_j - v_interpolated_j)`, and the computed step can undo that: it returns `v - d / h`. In
+the terms of multistep methods this turns an Adams-Bashforth predictor into a predictor-corrector over the
+skipped steps. All is linear in the outputs, so under classifier-free guidance every branch corrects its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from cache_dit.caching.engine.requests import Noise
 
 
 @dataclass(slots=True)
@@ -35,17 +37,19 @@ class Correction:
     moved: Tensor | None = None
     skipped: list[tuple[float, float]] = field(default_factory=list)
 
-    def corrected(self, output: Any, sigma: float, stride: float, *, computed: bool) -> Any:
+    def corrected(self, output: Any, step: int, noise: Noise, *, computed: bool) -> Any:
         """The output of a step to return: as it is where the step was skipped or none before it was.
 
         The first tensor in the output is what the sampler moves by.
 
         Args:
             output: What the transformer returned, any tree.
-            sigma: Noise level of the step.
-            stride: What the sampler multiplies the output by, `sigma_{j+1} - sigma_j`.
+            step: Index of the step in the noise schedule.
+            noise: The schedule, with strides.
             computed: Whether all of it was computed.
         """
+        assert noise.strides is not None  # the caller has looked
+        sigma, stride = noise.levels[step], noise.strides[step]
         leaves, spec = tree_flatten(output)
         place = next((number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)), None)
         if place is None:
@@ -63,6 +67,12 @@ class Correction:
         leaves[place] = torch.sub(value, self._error(), alpha=1.0 / stride).to(value.dtype)
         self._forget()
         return tree_unflatten(leaves, spec)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors that are kept."""
+        kept = [value for _, value in self.nodes]
+        return sum(tensor.nbytes for tensor in (kept if self.moved is None else [*kept, self.moved]))
 
     def _skip(self, value: Tensor, sigma: float, stride: float) -> None:
         # In float32 at least: these are sums of small differences.

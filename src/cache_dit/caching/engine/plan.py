@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cache_dit.caching.engine.ports import Echo, Port, Ports
 from cache_dit.caching.maths.forecaster import Forecaster
 from cache_dit.caching.maths.gate import Policy, Signal
+from cache_dit.caching.maths.trajectory import Trajectory
 
 Modulate = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 
@@ -38,8 +39,8 @@ class Segment:
         dtype: Type in which values are kept; None: that of the stream.
         modulate: From a block and its arguments to the input that is modulated for the timestep.
         family: Segments of one number are parts of one block list.
-        opaque: It is one module of which nothing is known but its output, a tree with tensors: an attention or
-            feed-forward module inside of a block, or the transformer as a whole.
+        opaque: It is one module of which nothing is known but its output, a tree with tensors: an attention
+            or feed-forward module inside of a block, or the transformer as a whole.
     """
 
     paths: tuple[str, ...]
@@ -127,7 +128,8 @@ class Plan:
         budget: Most bytes that the forecasts of one branch may keep; None: no limit.
         reads_noise: The noise level of a step is needed, so it is read from the scheduler or the timestep.
         whole: The segment whose one block is the transformer itself; None: there is none.
-        correction: Order of the correction after skipped steps, see `engine.correction`; None: there is none.
+        correction: How outputs are corrected: the order for `engine.correction`, the trajectory for
+            `engine.estimation`; None: not at all.
     """
 
     segments: tuple[Segment, ...]
@@ -146,7 +148,7 @@ class Plan:
     mask_lengths: frozenset[int] = frozenset()
     budget: int | None = None
     reads_noise: bool = False
-    correction: int | None = None
+    correction: int | Trajectory | None = None
     whole: Slot | None = None
     blocks: dict[nn.Module, Slot] = field(init=False)
     slots: dict[nn.Module, Slot] = field(init=False)

@@ -60,9 +60,9 @@ class Request:
             named in that of the transformer; checked against the model at the first forward. None (default):
             that of the transformer.
         calibrator_config: Calibrator of this request. None (default): that of the transformer.
-        sigmas: Noise levels of the steps, from 1 to 0, for what is forecast along them. With one more than there
-            are steps, the last one mostly 0, the sampler is said to be Euler's (`x += (sigma_next - sigma) * v`).
-            None (default): nothing is known.
+        sigmas: Noise levels of the steps, from 1 to 0, for what is forecast along them. With one more than
+            there are steps, the last one mostly 0, the sampler is said to be Euler's (`x += (sigma_next -
+            sigma) * v`). None (default): nothing is known.
 
     Raises:
         ConfigError: `num_inference_steps` is below 1, or `sigmas` does not fit it.
@@ -111,7 +111,8 @@ class Request:
 def _noise(sigmas: tuple[float, ...], steps: int | None) -> Noise:
     if steps is None or len(sigmas) - steps not in (0, 1):
         raise ConfigError(
-            f"sigmas has {len(sigmas)} entries with num_inference_steps={steps}; give one for each step, or one more."
+            f"sigmas has {len(sigmas)} entries with num_inference_steps={steps}; give one for each step, or "
+            "one more."
         )
     whole = len(sigmas) > steps
     strides = tuple(after - before for before, after in pairwise(sigmas)) if whole else None

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 from cache_dit.caching.engine.clock import Clock, Tick
 from cache_dit.caching.engine.condition import Watch
 from cache_dit.caching.engine.correction import Correction
+from cache_dit.caching.engine.estimation import Estimation
 from cache_dit.caching.engine.flow import FlowCheck
 from cache_dit.caching.engine.forward import Frame, SegmentRun, current_frame, first_tensor
 from cache_dit.caching.engine.plan import Plan
@@ -22,6 +23,7 @@ from cache_dit.caching.engine.requests import LiveRuns, Noise, Request, branch_n
 from cache_dit.caching.engine.state import SegmentState
 from cache_dit.caching.maths.gate import Policy, Reason, Signal, Verdict
 from cache_dit.caching.maths.moment import Moment
+from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.errors import ConfigError
 
 
@@ -38,7 +40,7 @@ class RunState:
     positions: dict[str | int, int] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
     changes: dict[int, float | None] = field(default_factory=dict)
-    corrections: dict[str | int, Correction] = field(default_factory=dict)
+    corrections: dict[str | int, Correction | Estimation] = field(default_factory=dict)
     marker: float | None = None
     largest: float = 0.0
     position: int | None = None
@@ -117,7 +119,7 @@ class Session:
         self._verified = True
         self._note(state, tick, label, runs)
         if self.plan.correction is not None:
-            output = self._corrected(state, tick, output, place.sigma, runs)
+            output = self._corrected(state, tick, output, runs)
         if self.plan.budget is not None:
             self._fit(self.plan.budget, segments)
         if state.is_over(tick.step + 1):
@@ -277,33 +279,49 @@ class Session:
             verdict = run.settle()
             state.changes[number] = verdict.change
             state.record.steps.append(StepRecord(label, tick.step, number, verdict))
-        segments = [segment for branch in state.branches.values() for segment in branch]
-        if any(segment.grown for segment in segments):
-            state.record.state_bytes = max(state.record.state_bytes, sum(map(SegmentState.count, segments)))
+        if any(segment.grown for branch in state.branches.values() for segment in branch):
+            state.record.state_bytes = max(state.record.state_bytes, self._bytes(state))
 
-    def _corrected(
-        self, state: RunState, tick: Tick, output: Any, sigma: float | None, runs: list[SegmentRun]
-    ) -> Any:
-        noise = state.noise
-        index = _noise_index(state, tick)
-        if noise is None or noise.strides is None or sigma is None or index >= len(noise.strides):
+    def _bytes(self, state: RunState) -> int:
+        kept = sum(segment.count() for branch in state.branches.values() for segment in branch)
+        return kept + sum(correction.nbytes for correction in state.corrections.values())
+
+    def _corrected(self, state: RunState, tick: Tick, output: Any, runs: list[SegmentRun]) -> Any:
+        """What is returned in the place of the output, see `engine.correction` and `engine.estimation`."""
+        noise, wanted = state.noise, self.plan.correction
+        if noise is None or noise.strides is None:
+            if isinstance(wanted, Trajectory):
+                raise ConfigError(
+                    "trajectory needs a sampler that moves the latent by a multiple of the output, which is "
+                    "known of FlowMatchEulerDiscreteScheduler only; leave trajectory out, or give "
+                    "Request(sigmas=...) with the last level where the steps are your own."
+                )
             return output
-        order = self.plan.correction
-        assert order is not None  # the caller has looked
-        kept = state.corrections.setdefault(tick.branch, Correction(order))
+        index = _noise_index(state, tick)
+        if index >= len(noise.strides):
+            return output
         computed = not any(run.settle().skip for run in runs)
-        return kept.corrected(output, sigma, noise.strides[index], computed=computed)
+        kept = state.corrections.get(tick.branch)
+        if kept is None:
+            kept = state.corrections[tick.branch] = (
+                Estimation(wanted, noise, index)
+                if isinstance(wanted, Trajectory)
+                else Correction(wanted or 1)
+            )
+        corrected = kept.corrected(output, index, noise, computed=computed)
+        state.record.state_bytes = max(state.record.state_bytes, self._bytes(state))
+        return corrected
 
     def _fit(self, budget: int, segments: list[SegmentState]) -> None:
-        """Lower the order of the forecasters until all of a branch fits, once the size of its streams is known."""
+        """Lower the order of the forecasters until all of a branch fits, once the streams are known."""
         once = sum(segment.once for segment in segments)
         longest = max(segment.segment.memory for segment in segments)
         if not all(segment.ready for segment in segments) or once * longest <= budget:
             return
         if once > budget:
             raise ConfigError(
-                f"memory_budget is {budget} bytes, but one value of every stream takes {once}; give at least that, "
-                "or a smaller cache_dtype."
+                f"memory_budget is {budget} bytes, but one value of every stream takes {once}; give at least "
+                "that, or a smaller cache_dtype."
             )
         for segment in segments:
             segment.limit(budget // once)

@@ -121,7 +121,7 @@ class SegmentState:
         return self.segment.ports.pack(self.with_sides(index, values))
 
     def limit(self, memory: int) -> None:
-        """From now on keep at most so many tensors for each stream, with a forecaster that makes do with them."""
+        """From now on keep at most so many tensors for each stream, with a forecaster that makes do."""
         self._within = memory
         self.forget()
 
@@ -150,7 +150,7 @@ class SegmentState:
         return isinstance(value, Tensor) if self.segment.opaque else value is not None
 
     def _is_change(self, slot: int, entry: tuple[Any, ...], shape: torch.Size) -> bool:
-        """Whether a change is kept for this slot; of an opaque block's outputs, for those with the entry's shape."""
+        """Whether a change is kept for this slot; of an opaque block, for outputs with the entry's shape."""
         if not self.segment.residual or not self.segment.opaque:
             return self.segment.residual
         return slot < len(entry) and isinstance(entry[slot], Tensor) and entry[slot].shape == shape

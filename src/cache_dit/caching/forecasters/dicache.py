@@ -50,7 +50,7 @@ class Aligned(Forecaster):
             return state.values[0]
         (latest, before), (last, first) = state.values, state.probes
         gamma = (l1_norm(now - first) / l1_norm(last - first)).nan_to_num(1.0).clamp(1.0, 1.5)
-        return torch.lerp(latest, before, (1 - gamma).to(latest.dtype))
+        return torch.lerp(latest, before, (1 - gamma).type(latest.dtype))
 
     def spare(self, state: Probed) -> Tensor | None:
         return state.values[1] if len(state.values) == 2 else None

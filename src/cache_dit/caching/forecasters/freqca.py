@@ -39,12 +39,12 @@ class FreqCa(Ordered):
         if len(state.values) == 1:
             return newest
         change = hermite_forecast(state, at.time, self.sigma) - newest
-        wide = change.to(torch.promote_types(change.dtype, torch.float32))
+        wide = change.type(torch.promote_types(change.dtype, torch.float32))
         spectrum = torch.fft.rfft(wide, dim=-2)
         low = math.ceil(self.cutoff * spectrum.shape[-2])
         if low:
             wide = wide - torch.fft.irfft(spectrum[..., :low, :], n=wide.shape[-2], dim=-2)
-        return newest + wide.to(newest.dtype)
+        return newest + wide.type(newest.dtype)
 
 
 @options

@@ -17,6 +17,7 @@ from cache_dit.errors import ConfigError
 class BroadcastGate(Gate):
     """Strictly between two noise levels compute the steps whose number divides by `interval`, else all."""
 
+    needs_noise: ClassVar[bool] = True
     interval: int
     low: float
     high: float

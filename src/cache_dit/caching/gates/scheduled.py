@@ -9,7 +9,8 @@ from cache_dit.caching.config import CacheConfig
 from cache_dit.caching.maths.gate import Gate, Reason, Verdict
 from cache_dit.caching.maths.moment import Moment
 from cache_dit.caching.maths.schedule import Schedule
-from cache_dit.caching.options import instance_of, option, options
+from cache_dit.caching.options import instance_of, option, optional, options
+from cache_dit.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +32,22 @@ class ScheduleConfig(CacheConfig):
     `cache_dit.tune.observe`, and a run follows the list.
 
     Attributes:
-        schedule: The computed steps. At another number of steps it is stretched; where the length of the run
-            is unknown it is taken literally, and steps behind its end are computed. Required.
+        schedule: Required: the computed steps. At another number of steps it is stretched; where the length of the run
+            is unknown it is taken literally, and steps behind its end are computed.
     """
 
     method: ClassVar[str] = "Schedule"
 
-    schedule: Schedule = option(instance_of(Schedule), default=None)
+    schedule: Schedule | None = option(optional(instance_of(Schedule)), default=None)
 
     def gate(self) -> ScheduledGate:
         """The rule of this method, for steps that no limit decides."""
+        # Not asked for by the constructor, so that `reset` can name other fields alone.
+        if self.schedule is None:
+            raise ConfigError("schedule is missing; give one, see cache_dit.tune.observe.")
         return ScheduledGate(self.schedule)
 
     def label(self) -> str:
         """`S`, the number of computed steps and of all."""
-        return f"S{len(self.schedule.computed)}of{self.schedule.total}"
+        schedule = self.gate().schedule
+        return f"S{len(schedule.computed)}of{schedule.total}"

@@ -14,8 +14,8 @@ from cache_dit.caching.maths.moment import Moment
 class Forecaster(ABC):
     """Estimates a stream at later steps from its computed values.
 
-    A forecaster is immutable configuration; its state is a value, a tree of tuples and tensors, that the engine
-    keeps for each request, CFG branch, segment and stream. All tensors have the shape of the stream.
+    A forecaster is immutable configuration; its state is a value, a tree of tuples and tensors, that the
+    engine keeps for each request, CFG branch, segment and stream. All tensors have the shape of the stream.
     """
 
     needs: ClassVar[frozenset[Signal]] = frozenset()

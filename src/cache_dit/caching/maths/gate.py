@@ -93,7 +93,7 @@ class Gate(ABC):
         return None
 
     def measure(self, state: Any, at: Moment, signal: Any) -> float | None:
-        """One number from the signal: the one wait for the device in a step; None: nothing to compare with."""
+        """One number from the signal, the one wait for the device in a step; None: nothing to compare."""
         return None
 
     @abstractmethod
@@ -113,7 +113,7 @@ class Gate(ABC):
         return state
 
     def accepts(self, state: Any, at: Moment, error: float) -> bool:
-        """Whether a skipped step stands, whose check was off by `error` (relative L1); else it is computed."""
+        """Whether a skipped step stands whose check was off by `error` (relative L1), or is computed."""
         return True
 
 

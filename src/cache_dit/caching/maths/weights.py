@@ -19,11 +19,12 @@ def weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         weights: One for each value. One of 0 leaves its value out, even if that is not finite.
     """
     wide = torch.promote_types(values[0].dtype, torch.float32)
-    total = values[0].to(wide) * weights[0]
+    # `type` and not `to`: it casts and never moves, so it cannot wait for the device.
+    total = values[0].type(wide) * weights[0]
     for value, weight in zip(values[1:], weights[1:], strict=True):
         if weight:
             total.add_(value, alpha=weight)
-    return total.to(values[0].dtype)
+    return total.type(values[0].dtype)
 
 
 def combine(rows: Iterable[Sequence[float]], factors: Iterable[float]) -> list[float]:

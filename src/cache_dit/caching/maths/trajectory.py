@@ -1,0 +1,220 @@
+"""What the runs of one model have in common, and the best linear estimate that follows from it.
+
+A sampler that moves the latent by `h_j v_j` in step j (Euler on flow matching, `h_j = sigma_{j+1} - sigma_j`)
+has after t steps moved it by `D_t = sum_{j<t} h_j v_j`. When only some of the outputs v_j are computed, `D_t`
+has to be estimated from these. Over pictures they are vectors with a Gram matrix `G_ij = E<v_i, v_j>` that
+changes little from prompt to prompt; with it the linear estimate of least mean square error is known
+(kriging, or Gaussian process regression with a measured kernel). Extrapolating polynomials and corrections by
+interpolating ones are special cases, with weights that fit no model.
+
+What is computed off the true path is off itself: an error d of the latent shows in the output as about `J d`,
+    `J = -1`
+(a denoiser that points back), and as noise of `rho |d|`, `rho = 2`. Both were measured on the demo model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cache_dit.errors import ConfigError
+
+_RESPONSE = -1.0
+_NOISE = 2.0
+_RIDGE = 1e-7
+_FORMAT = "cache_dit trajectory 1"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectory:
+    """The second moments of a model's runs; made by `cache_dit.calibrate`.
+
+    Attributes:
+        sigmas: Noise levels before every step, and behind the last one; S + 1 of them.
+        gram: Mean inner products of the outputs of all steps, [S, S], float64 on the host.
+        model: Class name of the transformer.
+        pictures: How many runs the mean is over.
+
+    Raises:
+        ConfigError: The sizes do not fit, or something is not finite.
+    """
+
+    sigmas: tuple[float, ...]
+    gram: Tensor
+    model: str = ""
+    pictures: int = 0
+
+    def __post_init__(self) -> None:
+        count = len(self.sigmas) - 1
+        if count < 2 or self.gram.shape != (count, count) or not bool(self.gram.isfinite().all()):
+            raise ConfigError(
+                f"gram is of shape {tuple(self.gram.shape)} with {count + 1} sigmas; give finite numbers, "
+                "one row and column for every sigma but the last, at least 2."
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps of the runs."""
+        return len(self.sigmas) - 1
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file."""
+        content = {
+            "format": _FORMAT,
+            "model": self.model,
+            "pictures": self.pictures,
+            "sigmas": self.sigmas,
+            "gram": self.gram.tolist(),
+        }
+        Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trajectory:
+        """Read a file of `save`.
+
+        Raises:
+            ConfigError: It is no such file.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            known = content["format"] == _FORMAT
+            sigmas, gram = (
+                tuple(map(float, content["sigmas"])),
+                torch.tensor(content["gram"], dtype=torch.float64),
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(
+                f"{path} is no trajectory ({error}); make one with cache_dit.calibrate."
+            ) from error
+        if not known:
+            raise ConfigError(f"{path} has the format {content['format']!r}; this version reads {_FORMAT!r}.")
+        return cls(sigmas, gram, str(content["model"]), int(content["pictures"]))
+
+    def resampled(self, sigmas: Sequence[float]) -> Trajectory:
+        """The same for other noise levels, or another number of them, by cubic interpolation."""
+        if len(sigmas) == len(self.sigmas) and all(map(math.isclose, sigmas, self.sigmas)):
+            return self
+        levels = self.sigmas[:-1]
+        weights = torch.zeros(len(sigmas) - 1, self.steps, dtype=torch.float64)
+        for row, sigma in enumerate(sigmas[:-1]):
+            distances = [abs(level - sigma) for level in levels]
+            nearest = sorted(range(len(levels)), key=distances.__getitem__)[:4]
+            for place in nearest:
+                others = [levels[other] for other in nearest if other != place]
+                weights[row, place] = math.prod((sigma - other) / (levels[place] - other) for other in others)
+        return Trajectory(tuple(sigmas), weights @ self.gram @ weights.T, self.model, self.pictures)
+
+    def schedule(self, computed: int) -> tuple[int, ...]:
+        """The computed steps, that many with the first one, from which the last latent is best estimated.
+
+        By local search: single steps are moved by up to three places while that lowers the expected error.
+
+        Raises:
+            ConfigError: There are not so many steps.
+        """
+        if not 2 <= computed <= self.steps:
+            raise ConfigError(f"computed is {computed} of {self.steps} steps; give 2 to {self.steps}.")
+        best = min((self._descended(start) for start in _starts(self.steps, computed)), key=self.error)
+        return tuple(sorted(best))
+
+    def error(self, computed: Sequence[int] | frozenset[int]) -> float:
+        """Expected squared error of the last latent, relative to its way, where these are computed."""
+        estimator, steps = Estimator(self), sorted(computed)
+        for place, step in enumerate(steps):
+            estimator.measured(step)
+            after = steps[place + 1] if place + 1 < len(steps) else self.steps
+            estimator.weights(after)
+        return estimator.doubt
+
+    def _descended(self, start: frozenset[int]) -> frozenset[int]:
+        best, lowest = start, self.error(start)
+        while True:
+            moved = [
+                (best - {step}) | {other}
+                for step in best
+                if step > 0
+                for other in range(max(1, step - 3), min(self.steps, step + 4))
+                if other not in best
+            ]
+            found = min(moved, key=self.error, default=best)
+            if self.error(found) >= lowest * (1.0 - 1e-6):
+                return best
+            best, lowest = found, self.error(found)
+
+
+class Estimator:
+    """The best weights for the computed outputs of one run, which grow in number step by step.
+
+    Args:
+        trajectory: At the noise levels of the run.
+        first: Step with which the run begins.
+
+    Attributes:
+        doubt: Expected squared error of the latest estimate, relative to how far a run moves.
+    """
+
+    def __init__(self, trajectory: Trajectory, *, first: int = 0) -> None:
+        count, sigmas = trajectory.steps, torch.tensor(trajectory.sigmas, dtype=torch.float64)
+        # Row t: the coefficients of D_t over v_0, v_1, ...
+        self._moved = torch.tril(sigmas.diff().expand(count + 1, count), -1)
+        self._moved[:, :first] = 0.0
+        self._gram = trajectory.gram
+        self._first = first
+        self._exact = True
+        self._place = self._moved[first]
+        self._rows: list[Tensor] = []
+        self._noise: list[float] = []
+        self.doubt = 0.0
+
+    def measured(self, step: int) -> None:
+        """The output of this step was computed, with the latent where it was estimated to be last."""
+        self._exact = self._exact and step == self._first + len(self._rows)
+        error = self._place - self._moved[step]
+        row = _RESPONSE * error
+        row[step] += 1.0
+        self._rows.append(row)
+        self._noise.append(_NOISE**2 * self._square(error))
+
+    def exact(self, step: int) -> bool:
+        """Whether everything up to this step, and the step itself, was computed."""
+        return self._exact and step + 1 == self._first + len(self._rows)
+
+    def weights(self, step: int) -> list[float]:
+        """Weights of the computed outputs in the estimate of `D_step`; the latent is taken to be there."""
+        target = self._moved[step]
+        if self.exact(step - 1):
+            self._place = target
+            return [float(weight) for weight in target[self._first : step]]
+        rows = torch.stack(self._rows)
+        onto, noise = rows @ self._gram, torch.tensor(self._noise, dtype=torch.float64)
+        kernel = onto @ rows.T + noise.diag()
+        kernel.diagonal().mul_(1.0 + _RIDGE)
+        found = torch.linalg.solve(kernel, onto @ target)
+        self._place = found @ rows
+        self.doubt = self._square(self._place - target) + float(found.square() @ noise)
+        self.doubt /= self._square(self._moved[-1])
+        return [float(weight) for weight in found]
+
+    def _square(self, coefficients: Tensor) -> float:
+        return max(float(coefficients @ self._gram @ coefficients), 0.0)
+
+
+def _starts(steps: int, computed: int) -> list[frozenset[int]]:
+    """Schedules to begin the search with: a few first steps, then growing gaps."""
+    made = []
+    for first in range(2, min(5, computed - 1) + 1):
+        for power in (1.0, 1.5, 2.0):
+            rest = computed - first
+            places = (first + (steps - 1 - first) * ((i + 1) / rest) ** power for i in range(rest))
+            chosen = set(range(first)) | {round(place) for place in places}
+            free = (step for step in range(steps) if step not in chosen)
+            while len(chosen) < computed:
+                chosen.add(next(free))
+            made.append(frozenset(chosen))
+    return made or [frozenset(range(computed))]
