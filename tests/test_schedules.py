@@ -207,7 +207,6 @@ def test_the_short_form_names_what_differs(config: CacheConfig, expected: str) -
             r"boundary is 1\.5; give a number from 0\.0 to 1\.0",
         ),
         (DeltaDiTConfig, {"blocks": 0.6}, ConfigError, r"blocks is 0\.6; give a number from 0\.0 to 0\.5"),
-        (ScheduleConfig, {}, ConfigTypeError, "schedule is of type NoneType; give a Schedule"),
         (ScheduleConfig, {"schedule": [0, 1]}, ConfigTypeError, "schedule is of type list"),
     ],
 )
@@ -216,6 +215,11 @@ def test_bad_options_are_named(
 ) -> None:
     with pytest.raises(error, match=message):
         kind(**options)
+
+
+def test_a_schedule_is_required() -> None:
+    with pytest.raises(ConfigError, match="schedule is missing; give one"):
+        ScheduleConfig().policy()
 
 
 def test_a_schedule_is_the_same_after_a_file(tmp_path: Path) -> None:

@@ -1,0 +1,345 @@
+"""Published methods by their names, with their published settings.
+
+>>> cache_dit.enable_cache(pipe, cache_dit.presets.taylorseer_lite(5, 1))
+
+What a method does, where it comes from, and what is unsure about its source is told by the option classes
+that a preset is made of. Speeds are those that the authors measured, on their hardware. A preset is a
+starting point: `Preset.with_options` changes what it sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cache_dit.caching.config import CacheConfig, CalibratorConfig, DBCacheConfig, Place
+from cache_dit.caching.forecasters.dicache import DiCacheCalibratorConfig
+from cache_dit.caching.forecasters.dmd import DMDCalibratorConfig
+from cache_dit.caching.forecasters.foca import FoCaCalibratorConfig
+from cache_dit.caching.forecasters.freqca import FreqCaCalibratorConfig
+from cache_dit.caching.forecasters.hicache import HiCacheCalibratorConfig
+from cache_dit.caching.forecasters.spectrum import SpectrumCalibratorConfig
+from cache_dit.caching.forecasters.taylorseer import TaylorSeerCalibratorConfig
+from cache_dit.caching.gates.delta_dit import DeltaDiTConfig
+from cache_dit.caching.gates.dicache import DiCacheConfig
+from cache_dit.caching.gates.easycache import EasyCacheConfig
+from cache_dit.caching.gates.growing import GrowingIntervalConfig
+from cache_dit.caching.gates.interval import IntervalConfig
+from cache_dit.caching.gates.magcache import MagCacheConfig
+from cache_dit.caching.gates.pab import PABConfig
+from cache_dit.caching.gates.prune import DBPruneConfig
+from cache_dit.caching.gates.scheduled import ScheduleConfig
+from cache_dit.caching.gates.seacache import SeaCacheConfig
+from cache_dit.caching.gates.speca import SpeCaConfig
+from cache_dit.caching.gates.teacache import FLUX_COEFFICIENTS, TeaCacheConfig
+from cache_dit.caching.maths.masks import steps_mask
+from cache_dit.caching.maths.schedule import Schedule
+from cache_dit.caching.options import one_of, optional
+
+
+@dataclass(frozen=True)
+class Preset:
+    """When to skip and where, and what to put in place.
+
+    Attributes:
+        cache_config: When, and where.
+        calibrator_config: What; the default repeats the last computed value.
+    """
+
+    cache_config: CacheConfig
+    calibrator_config: CalibratorConfig = field(default_factory=CalibratorConfig)
+
+    def with_options(self, **changed: Any) -> Preset:
+        """The same with other options of the cache configuration.
+
+        Raises:
+            ConfigError: A value that is not allowed.
+            ConfigTypeError: An option is unknown or has a value of the wrong type.
+
+        Example:
+            >>> presets.fora(3).with_options(enable_separate_cfg=True)
+        """
+        cache = self.cache_config
+        return replace(self, cache_config=cache.updated(cache.reset(**changed)))
+
+
+def fbcache(threshold: float = 0.08) -> Preset:
+    """First block cache (ParaAttention): the first block tells whether the others are needed.
+
+    Args:
+        threshold: Relative L1 change of the first block's residual below which a step is skipped.
+    """
+    return Preset(DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=0, residual_diff_threshold=threshold))
+
+
+# First blocks, warm-up, its interval, most skipped steps in a row, threshold.
+_SIZES = {
+    "S": (4, 4, 1, 4, 0.12),
+    "M": (1, 4, 1, 6, 0.24),
+    "F": (1, 8, 2, 8, 0.8),
+    "U": (1, 8, 4, 10, 0.8),
+}
+
+
+def dbcache(size: str = "S") -> Preset:
+    """Dual block cache, with the settings of the reference system's benchmarks on FLUX.1-dev.
+
+    Args:
+        size: "S", "M", "F" or "U": 2.7, 3.9 and 5.7 times less FLOPs there, and for "U", which is meant to be
+            used with forecasts, 7.4.
+
+    Raises:
+        ConfigError: Another size.
+    """
+    one_of(*_SIZES)("size", size)
+    first, warmup, interval, most, threshold = _SIZES[size]
+    return Preset(
+        DBCacheConfig(
+            Fn_compute_blocks=first,
+            max_warmup_steps=warmup,
+            warmup_interval=interval,
+            max_continuous_cached_steps=most,
+            residual_diff_threshold=threshold,
+        )
+    )
+
+
+def dbcache_taylorseer(size: str = "S", order: int = 1) -> Preset:
+    """Dual block cache with forecasts by TaylorSeer.
+
+    Args:
+        size: As in `dbcache`; "S" has one first block in place of 4, and a threshold of 0.2.
+        order: Order of the forecast.
+
+    Raises:
+        ConfigError: Another size.
+    """
+    preset = replace(dbcache(size), calibrator_config=TaylorSeerCalibratorConfig(taylorseer_order=order))
+    return preset.with_options(Fn_compute_blocks=1, residual_diff_threshold=0.2) if size == "S" else preset
+
+
+def scm(policy: str = "fast", total_steps: int = 28, order: int = 1) -> Preset:
+    """Steps mask of the reference system: a fixed list of computed steps, with forecasts by TaylorSeer.
+
+    Args:
+        policy: "slow", "medium", "fast" or "ultra": 18, 15, 11 or 8 of 28 steps are computed.
+        total_steps: Steps of the runs.
+        order: Order of the forecast; 0 repeats the last change.
+
+    Raises:
+        ConfigError: An unknown policy.
+    """
+    mask = steps_mask(mask_policy=policy, total_steps=total_steps)
+    cache = DBCacheConfig(Fn_compute_blocks=1, steps_computation_mask=mask, steps_computation_policy="static")
+    return Preset(cache, TaylorSeerCalibratorConfig(taylorseer_order=order) if order else CalibratorConfig())
+
+
+def dbprune(threshold: float = 0.06, dynamic: bool = False) -> Preset:
+    """Dual block prune of the reference system: every block decides for itself.
+
+    Args:
+        threshold: Relative L1 change of a block's input below which it is skipped; 0.03 to 0.2 were
+            published.
+        dynamic: Let the threshold follow the changes of the first blocks of a step.
+    """
+    return Preset(
+        DBPruneConfig(
+            Fn_compute_blocks=1,
+            residual_diff_threshold=threshold,
+            enable_dynamic_prune_threshold=dynamic,
+        )
+    )
+
+
+def fora(interval: int = 3) -> Preset:
+    """FORA (arXiv 2407.01425): attention and feed-forward outputs are repeated.
+
+    Args:
+        interval: Every how many steps they are computed.
+    """
+    return Preset(IntervalConfig(place=Place.SUBMODULES, interval=interval, max_warmup_steps=0))
+
+
+def taylorseer(interval: int = 5, order: int = 2) -> Preset:
+    """TaylorSeer (arXiv 2503.06923) as published: attention and feed-forward outputs are forecast.
+
+    Args:
+        interval: Every how many steps they are computed, behind a warm-up of 3.
+        order: Order of the forecast; every module keeps one tensor more than that.
+    """
+    calibrator = TaylorSeerCalibratorConfig(taylorseer_order=order, differences="published")
+    return Preset(IntervalConfig(place=Place.SUBMODULES, interval=interval), calibrator)
+
+
+def taylorseer_lite(interval: int = 5, order: int = 1) -> Preset:
+    """TaylorSeer on the output of the transformer alone, as the lite mode of diffusers.
+
+    Args:
+        interval: Every how many steps it is computed, behind a warm-up of 3.
+        order: Order of the forecast.
+    """
+    return Preset(
+        IntervalConfig(place=Place.OUTPUT, interval=interval),
+        TaylorSeerCalibratorConfig(taylorseer_order=order, calibrator_cache_type="hidden_states"),
+    )
+
+
+def foca(interval: int = 5) -> Preset:
+    """FoCa (arXiv 2508.16211): attention and feed-forward outputs are forecast, and the forecast calibrated.
+
+    Args:
+        interval: Every how many steps they are computed, behind a warm-up of 3.
+    """
+    return Preset(IntervalConfig(place=Place.SUBMODULES, interval=interval), FoCaCalibratorConfig())
+
+
+def hicache(interval: int = 5, order: int = 2, sigma: float = 0.5) -> Preset:
+    """HiCache (arXiv 2508.16984): attention and feed-forward outputs are forecast by Hermite polynomials.
+
+    Args:
+        interval: Every how many steps they are computed, behind a warm-up of 3.
+        order: Highest polynomial.
+        sigma: Contraction: 0.5 is common; 0.3 was used for the few steps of FLUX.1-schnell.
+    """
+    calibrator = HiCacheCalibratorConfig(order=order, sigma=sigma)
+    return Preset(IntervalConfig(place=Place.SUBMODULES, interval=interval), calibrator)
+
+
+def spectrum(growth: float = 0.75, blend: float = 0.5) -> Preset:
+    """Spectrum (arXiv 2603.01623): what leaves the last block is fitted over all computed steps.
+
+    Args:
+        growth: What the window grows by after each computed step: 0.75 or 3, about 3.5 and 4.8 times as
+            fast on FLUX with 50 steps.
+        blend: Share of the fit in the forecast; the rest is the line.
+    """
+    calibrator = SpectrumCalibratorConfig(blend=blend, calibrator_cache_type="hidden_states")
+    return Preset(GrowingIntervalConfig(growth=growth), calibrator)
+
+
+def dmd(interval: int = 4) -> Preset:
+    """Dynamic mode decomposition (engrXiv 10.31224/7309): the blocks' change is forecast by exponentials.
+
+    Args:
+        interval: Every how many steps it is computed; the fit needs even distances.
+    """
+    return Preset(IntervalConfig(interval=interval), DMDCalibratorConfig())
+
+
+def freqca(interval: int = 5) -> Preset:
+    """FreqCa (arXiv 2510.08669): low frequencies of the blocks' change are repeated, high ones forecast.
+
+    Args:
+        interval: Every how many steps it is computed, behind a warm-up of 3.
+    """
+    return Preset(IntervalConfig(interval=interval), FreqCaCalibratorConfig())
+
+
+def teacache(threshold: float = 0.25, model: str | None = "flux") -> Preset:
+    """TeaCache (arXiv 2411.19108): a step is skipped while little has changed at the first block's input.
+
+    Args:
+        threshold: Compute when the changes add up to this. On FLUX 0.25, 0.4, 0.6 and 0.8 are about 1.5, 1.8,
+            2 and 2.25 times as fast.
+        model: Whose fit maps changes of the input to changes of the output: "flux" is that of FLUX.1-dev;
+            None: no fit, and thresholds mean something else.
+
+    Raises:
+        ConfigError: Another model; give its fit to `TeaCacheConfig`.
+    """
+    fits: dict[str, tuple[float, ...]] = {"flux": FLUX_COEFFICIENTS}
+    optional(one_of(*fits))("model", model)
+    return Preset(
+        TeaCacheConfig(rel_l1_thresh=threshold, coefficients=None if model is None else fits[model])
+    )
+
+
+def seacache(threshold: float = 0.3) -> Preset:
+    """SeaCache (arXiv 2602.18993): a step is skipped while little of what matters has changed in the latent.
+
+    Args:
+        threshold: Compute when the changes add up to this; 0.3 and 0.6 are about 2.2 and 3.3 times as fast
+            on FLUX.
+    """
+    return Preset(SeaCacheConfig(threshold=threshold), TaylorSeerCalibratorConfig())
+
+
+def easycache(threshold: float = 0.05) -> Preset:
+    """EasyCache (arXiv 2507.02860): the way from latent to output is repeated while that should hold.
+
+    Args:
+        threshold: Compute when the expected changes add up to this.
+    """
+    return Preset(EasyCacheConfig(threshold=threshold))
+
+
+def magcache(ratios: Sequence[float], threshold: float = 0.06, max_skip: int = 3) -> Preset:
+    """MagCache (arXiv 2506.09045): a table says how much the blocks' change grows from step to step.
+
+    Args:
+        ratios: The table of the model: `cache_dit.tune.magcache_ratios`.
+        threshold: Compute when the errors add up to more than this.
+        max_skip: Most skipped steps in a row.
+    """
+    return Preset(MagCacheConfig(ratios=ratios, threshold=threshold, max_continuous_cached_steps=max_skip))
+
+
+def dicache(threshold: float = 0.4) -> Preset:
+    """DiCache (arXiv 2508.17356): the first block tells when to compute, and what to expect else.
+
+    Args:
+        threshold: Compute when its changes add up to this: 0.4 on FLUX, 0.2 on Wan, 0.1 on HunyuanVideo.
+    """
+    return Preset(DiCacheConfig(threshold=threshold), DiCacheCalibratorConfig())
+
+
+def speca(order: int = 2) -> Preset:
+    """SpeCa (arXiv 2509.11628): TaylorSeer drafts a step, and the last block checks it.
+
+    Args:
+        order: Order of the drafts.
+    """
+    calibrator = TaylorSeerCalibratorConfig(taylorseer_order=order, differences="published")
+    return Preset(SpeCaConfig(), calibrator)
+
+
+def pab(spatial: int = 2, temporal: int = 4, cross: int = 6) -> Preset:
+    """Pyramid Attention Broadcast (arXiv 2408.12588): attention outputs are repeated.
+
+    Args:
+        spatial: Interval of self-attention over a picture, or over picture and text.
+        temporal: Interval of self-attention over time.
+        cross: Interval of cross-attention.
+    """
+    return Preset(PABConfig(spatial=spatial, temporal=temporal, cross=cross))
+
+
+def delta_dit(interval: int = 2) -> Preset:
+    """Δ-DiT (arXiv 2406.01125): rear blocks are skipped in the first half, front blocks in the second.
+
+    Args:
+        interval: Every how many steps they are computed.
+    """
+    return Preset(DeltaDiTConfig(interval=interval))
+
+
+def lemica(schedule: Schedule) -> Preset:
+    """LeMiCa (arXiv 2511.00090): a searched list of computed steps; the blocks' change is repeated.
+
+    Args:
+        schedule: From `cache_dit.tune.observe(..., search=LeMiCa())`.
+    """
+    return Preset(ScheduleConfig(schedule=schedule))
+
+
+def dpcache(schedule: Schedule) -> Preset:
+    """DPCache (arXiv 2602.22654): a searched list of computed steps; the output is forecast linearly.
+
+    Args:
+        schedule: From `cache_dit.tune.observe(..., search=DPCache())`.
+    """
+    return Preset(
+        ScheduleConfig(schedule=schedule, place=Place.OUTPUT),
+        TaylorSeerCalibratorConfig(calibrator_cache_type="hidden_states"),
+    )
