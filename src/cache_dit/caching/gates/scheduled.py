@@ -32,8 +32,8 @@ class ScheduleConfig(CacheConfig):
     `cache_dit.tune.observe`, and a run follows the list.
 
     Attributes:
-        schedule: Required: the computed steps. At another number of steps it is stretched; where the length of
-            the run is unknown it is taken literally, and steps behind its end are computed.
+        schedule: Required: the computed steps. At another number of steps it is stretched; where the length
+            of the run is unknown it is taken literally, and steps behind its end are computed.
     """
 
     method: ClassVar[str] = "Schedule"
