@@ -16,8 +16,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "cache_dit"
 LAYERS: dict[str, float] = {
     "cache_dit._version": 0,
     "cache_dit.errors": 0,
+    "cache_dit.presets": 0,
+    "cache_dit.caching.catalogue": 0,
     "cache_dit.caching.config": 0,
+    "cache_dit.caching.forecasters": 0,
     "cache_dit.caching.forward_pattern": 0,
+    "cache_dit.caching.gates": 0,
     "cache_dit.caching.maths": 0,
     "cache_dit.caching.options": 0,
     "cache_dit.caching.engine": 1,
