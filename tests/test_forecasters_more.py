@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny.runs import Denoising, decisions, small_flux
 from torch import Tensor
 
+import cache_dit
+from cache_dit import DBCacheConfig
 from cache_dit.caching.catalogue import (
     CalibratorConfig,
     DiCacheCalibratorConfig,
@@ -545,3 +548,51 @@ def test_bad_options(
 ) -> None:
     with pytest.raises(error, match=message):
         kind(**given)
+
+
+# On a model
+
+
+def denoised(calibrator: CalibratorConfig | None) -> Tensor:
+    """The result of a run that skips every other step after the sixth; None: without a cache."""
+    model, mask = small_flux(), [1] * 6 + [0, 1] * 9
+    if calibrator is not None:
+        cache = DBCacheConfig(
+            Fn_compute_blocks=1,
+            residual_diff_threshold=1.0,
+            # Far off, but with it the first blocks are looked at, as DiCache's alignment needs.
+            max_accumulated_residual_diff_threshold=1e9,
+            steps_computation_mask=mask,
+        )
+        cache_dit.enable_cache(model, cache, calibrator)
+    result = Denoising(model, 0, len(mask)).finish()
+    assert calibrator is None or decisions(model) == "CCCCCC" + "SC" * 9
+    return result
+
+
+@pytest.fixture(scope="module")
+def uncached_and_reused() -> tuple[Tensor, Tensor]:
+    return denoised(None), denoised(CalibratorConfig())
+
+
+@pytest.mark.parametrize(
+    "calibrator",
+    [
+        TaylorSeerCalibratorConfig(taylorseer_order=2, differences="published"),
+        FoCaCalibratorConfig(),
+        HiCacheCalibratorConfig(),
+        SpectrumCalibratorConfig(),
+        SpectrumCalibratorConfig(forecast_axis="sigma", anchored=True),
+        DMDCalibratorConfig(),
+        DiCacheCalibratorConfig(),
+        FreqCaCalibratorConfig(),
+    ],
+    ids=lambda calibrator: calibrator.strify(),
+)
+def test_a_run_is_forecast_otherwise_than_by_reuse_and_not_far_off(
+    calibrator: CalibratorConfig, uncached_and_reused: tuple[Tensor, Tensor]
+) -> None:
+    uncached, reused = uncached_and_reused
+    made = denoised(calibrator)
+    assert not torch.equal(made, reused)
+    assert float((made - uncached).norm()) < 3 * float((reused - uncached).norm())
