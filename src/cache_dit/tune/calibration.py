@@ -46,17 +46,14 @@ def calibrate(
     sigmas: tuple[float, ...] = ()
     for call in calls(pipe, prompts, num_inference_steps, seed, arguments):
         recording = record(pipe, call)
-        noise, start = recording.noise, recording.start
-        if noise is None or noise.strides is None or start is None:
+        noise, outputs = recording.noise, recording.outputs.double()
+        if noise is None or noise.strides is None:
             raise ConfigError(
                 f"{type(pipe).__name__} with a {type(pipe.scheduler).__name__} does not move the latent by "
                 "multiples of the transformer's output, as Euler's method on flow matching does, so there is "
                 "nothing to calibrate; use cache_dit.tune.observe."
             )
-        latents = torch.cat([start[None], recording.latents]).double()
-        outputs = latents.diff(dim=0) / torch.tensor(noise.strides, dtype=torch.float64)[:, None]
-        vectors = torch.cat([latents[:1], outputs])
-        grams.append(vectors @ vectors.T / vectors.shape[1])
+        grams.append(outputs @ outputs.T / outputs.shape[1])
         sigmas = (*noise.levels, noise.levels[-1] + noise.strides[-1])
     return Trajectory(sigmas, torch.stack(grams).mean(0), model_name(pipe), len(grams))
 

@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 from cache_dit.caching.attach.override import attachment_of
 from cache_dit.caching.attach.targets import cached_models, uncompiled
 from cache_dit.caching.attach.timeline import PipelineTimeline
-from cache_dit.caching.engine.forward import first_tensor
 from cache_dit.caching.engine.requests import Noise
 from cache_dit.errors import ConfigError
 
@@ -23,14 +22,12 @@ class Recording(NamedTuple):
     """An uncached run of S steps, in float32 on the CPU.
 
     Attributes:
-        start: [N]: the latent before the first step; None where what enters the transformer is no such thing.
-        latents: [S, N]: after every step.
+        final: [N]: the latent after the last step.
         outputs: [S, M]: what the transformer returned in a step, its calls behind each other.
         noise: Noise levels and strides of the sampler; None where nothing tells them.
     """
 
-    start: Tensor | None
-    latents: Tensor
+    final: Tensor
     outputs: Tensor
     noise: Noise | None
 
@@ -44,12 +41,13 @@ class Call(NamedTuple):
     arguments: Mapping[str, Any]
 
 
-def run(pipe: Any, call: Call, after_step: Callable[[], None] = lambda: None) -> list[Tensor]:
-    """The latents after each step of a call, cached or not: as the pipeline is set up."""
-    latents: list[Tensor] = []
+def run(pipe: Any, call: Call, after_step: Callable[[], None] = lambda: None) -> Tensor:
+    """The final latent of a call, [N], cached or not: as the pipeline is set up."""
+    latent = torch.zeros(0)
 
-    def keep(pipe: Any, step: int, time: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        latents.append(_kept(tensors["latents"]))
+    def end_step(pipe: Any, step: int, time: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        nonlocal latent
+        latent = tensors["latents"]
         after_step()
         return {}
 
@@ -57,40 +55,27 @@ def run(pipe: Any, call: Call, after_step: Callable[[], None] = lambda: None) ->
         call.prompt,
         num_inference_steps=call.num_inference_steps,
         generator=torch.Generator("cpu").manual_seed(call.seed),
-        callback_on_step_end=keep,
+        callback_on_step_end=end_step,
         **{"output_type": "latent", **call.arguments},
     )
-    return latents
+    return _kept(latent)
 
 
 def record(pipe: Any, call: Call) -> Recording:
     """One call of an uncached pipeline."""
-    entries: list[Tensor] = []
-    calls: list[list[Tensor]] = [[]]
+    steps: list[list[Tensor]] = [[]]
 
-    def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        entry = first_tensor(args, kwargs)
-        if not entries and entry is not None:
-            entries.append(_kept(entry))
-        calls[-1].append(
-            next(_kept(leaf).flatten() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
-        )
+    def watch(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        # Its first tensor is what the sampler moves by.
+        steps[-1].append(next(_kept(leaf) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)))
 
     with _watched(pipe, watch):
-        after = run(pipe, call, lambda: calls.append([]))
+        final = run(pipe, call, lambda: steps.append([]))
+    *steps, _ = steps
     # Guidance may be switched off for some of the steps.
-    shared = min(len(step) for step in calls[: len(after)])
-    outputs = [torch.cat(step[:shared]) for step in calls[: len(after)]]
-    start, shape = entries[0], after[0].shape
-    if start.ndim == len(shape):
-        # What is joined to the latent, such as the other branch of guidance, comes behind it.
-        start = start[tuple(map(slice, shape))]
-    return Recording(
-        start=start.flatten() if start.shape == shape else None,
-        latents=torch.stack(after).flatten(1),
-        outputs=torch.stack(outputs),
-        noise=PipelineTimeline(pipe).noise(),
-    )
+    shared = min(map(len, steps))
+    outputs = torch.stack([torch.cat(step[:shared]) for step in steps])
+    return Recording(final, outputs, PipelineTimeline(pipe).noise())
 
 
 def check(pipe: Any) -> None:
@@ -115,9 +100,9 @@ def _watched(pipe: Any, hook: Callable[..., None]) -> Iterator[None]:
         for part in pipe.components.values():
             # On the wrapper of a compiled transformer: inside, a hook would become a part of the graph.
             if isinstance(part, nn.Module) and uncompiled(part) in models:
-                stack.enter_context(part.register_forward_hook(hook, with_kwargs=True))
+                stack.enter_context(part.register_forward_hook(hook))
         yield
 
 
 def _kept(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", torch.float32, copy=True)
+    return value.detach().to("cpu", torch.float32, copy=True).flatten()

@@ -107,6 +107,6 @@ def _rerun(pipe: Any, call: Call, cache: CacheConfig, calibrator: CalibratorConf
     """The final latent of the call with caching."""
     enable_cache(pipe, cache, calibrator)
     try:
-        return run(pipe, call)[-1].flatten()
+        return run(pipe, call)
     finally:
         disable_cache(pipe)

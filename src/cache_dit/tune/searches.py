@@ -60,14 +60,14 @@ class LeMiCa(Search):
         whole(1)("longest_gap", self.longest_gap)
 
     def look(self, recording: Recording, rerun: Rerun) -> dict[tuple[int, int], float]:
-        total, final = len(recording.outputs), recording.latents[-1]
+        total = len(recording.outputs)
 
         def cost(start: int, stop: int) -> float:
             if stop == start + 1:
                 return 0.0
             computed = (*range(start + 1), *range(stop, total))
             cache = ScheduleConfig(schedule=Schedule(total=total, computed=computed), place=self.place)
-            return float((rerun(cache, self.calibrator) - final).abs().mean())
+            return float((rerun(cache, self.calibrator) - recording.final).abs().mean())
 
         return {
             (start, stop): cost(start, stop)
