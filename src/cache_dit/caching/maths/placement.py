@@ -1,0 +1,111 @@
+"""Which steps to compute, so that the linear estimate of `maths.trajectory` ends nearest to the uncached latent."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_REACH = 3  # steps that a computed step is moved by at most in one go
+
+
+class Model(NamedTuple):
+    """What the estimate is made from, see `maths.trajectory`.
+
+    Attributes:
+        gram: [S, S] float64: mean inner products of the outputs of all steps.
+        strides: [S]: what the sampler multiplies each output by.
+        response: How an error of the latent shows in the output.
+        noise: The size of the rest of that, for each unit of the error.
+        ridge: Relative addition to the diagonal.
+    """
+
+    gram: Tensor
+    strides: Tensor
+    response: float
+    noise: float
+    ridge: float
+
+    def errors(self, schedules: Tensor) -> Tensor:
+        """Expected squared error of the last latent for each of the schedules, [B, n]: rising steps from 0."""
+        (batch, count), total = schedules.shape, len(self.strides)
+        # Row t: how far the latent has come before step t, over the outputs; then the same as estimated.
+        ways = torch.ones(total + 1, total, dtype=torch.float64).tril(-1) * self.strides
+        place = torch.zeros(batch, total, dtype=torch.float64)
+        rows = torch.zeros(batch, count, total, dtype=torch.float64)
+        noise = torch.zeros(batch, count, dtype=torch.float64)
+        after = torch.cat([schedules[:, 1:], torch.full((batch, 1), total)], dim=1)
+        for number in range(count):
+            step, known = schedules[:, number], number + 1
+            missed = place - ways[step]
+            rows[:, number] = self.response * missed
+            rows[torch.arange(batch), number, step] += 1.0
+            noise[:, number] = self.noise**2 * self._squares(missed)
+            onto = rows[:, :known] @ self.gram
+            kernel = onto @ rows[:, :known].mT + noise[:, :known].diag_embed()
+            kernel.diagonal(dim1=1, dim2=2).mul_(1.0 + self.ridge)
+            target = ways[after[:, number]]
+            weights = torch.linalg.solve(kernel, (onto @ target[..., None])[..., 0])
+            place = (weights[:, None] @ rows[:, :known])[:, 0]
+            # As long as every step is computed nothing has to be estimated.
+            exact = after[:, number] == known
+            place = torch.where(exact[:, None], target, place)
+        return self._squares(place - ways[-1]) + torch.where(exact, 0.0, (weights**2 * noise).sum(1))
+
+    def _squares(self, coefficients: Tensor) -> Tensor:
+        return ((coefficients @ self.gram) * coefficients).sum(1).clamp_min(0.0)
+
+
+def best_steps(model: Model, count: int) -> tuple[int, ...]:
+    """The `count` computed steps, the first among them, with the smallest error that a descent finds.
+
+    From the best of a few schedules with growing gaps, single steps are moved while that lowers the error. All
+    moves are tried at once, so that a search over 50 steps takes seconds.
+    """
+    total = len(model.strides)
+    starts = torch.tensor(_starts(total, count))
+    best = min((_improved(model, starts[place]) for place in model.errors(starts).argsort()[:3]), key=_error)
+    return best.steps
+
+
+class _Found(NamedTuple):
+    steps: tuple[int, ...]
+    error: float
+
+
+def _error(found: _Found) -> float:
+    return found.error
+
+
+def _improved(model: Model, start: Tensor) -> _Found:
+    best = _Found(tuple(start.tolist()), float(model.errors(start[None])))
+    while True:
+        taken = set(best.steps)
+        moved = [
+            sorted(taken - {step} | {to})
+            for step in best.steps[1:]
+            for to in range(max(1, step - _REACH), min(len(model.strides), step + _REACH + 1))
+            if to not in taken
+        ]
+        if not moved:
+            return best
+        errors = model.errors(torch.tensor(moved))
+        place = int(errors.argmin())
+        if not float(errors[place]) < best.error * (1.0 - 1e-6):
+            return best
+        best = _Found(tuple(moved[place]), float(errors[place]))
+
+
+def _starts(total: int, count: int) -> list[Sequence[int]]:
+    """Schedules that begin with a computed prefix, and go on with gaps that stay or grow."""
+    starts: list[Sequence[int]] = []
+    for prefix, power in itertools.product(range(1, min(6, count)), (1.0, 1.3, 1.7, 2.2)):
+        shares = (((rank + 1) / (count - prefix)) ** power for rank in range(count - prefix))
+        steps = {*range(prefix), *(prefix - 1 + round((total - prefix) * share) for share in shares)}
+        # Rounding may collide where steps are dense.
+        free = (step for step in range(total) if step not in steps)
+        starts.append(sorted({*steps, *itertools.islice(free, count - len(steps))}))
+    return starts or [range(count)]

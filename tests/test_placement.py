@@ -1,0 +1,58 @@
+"""The search for computed steps: against the estimator that runs use, and against brute force."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from cache_dit.caching.maths.placement import Model, best_steps
+from cache_dit.caching.maths.trajectory import Trajectory
+
+
+def sigmas(steps: int, shift: float = 2.0) -> tuple[float, ...]:
+    times = [1.0 - step / steps for step in range(steps + 1)]
+    return tuple(shift * time / (1.0 + (shift - 1.0) * time) for time in times)
+
+
+def model(steps: int) -> Model:
+    levels = sigmas(steps)
+    strides = torch.tensor(levels, dtype=torch.float64).diff()
+    return Model(Trajectory.expected(levels).gram, strides, response=-1.0, noise=2.0, ridge=1e-7)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 11, 12])
+def test_errors_are_those_of_the_estimator(count: int) -> None:
+    rng, steps, trajectory = random.Random(count), 12, Trajectory.expected(sigmas(12))
+    schedules = [[0, *sorted(rng.sample(range(1, steps), count - 1))] for _ in range(8)]
+    way = model(steps).strides @ trajectory.gram @ model(steps).strides
+    found = model(steps).errors(torch.tensor(schedules)) / way
+    expected = [trajectory.error(schedule) for schedule in schedules]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-10)
+
+
+@pytest.mark.parametrize("count", [2, 4, 6])
+def test_the_search_finds_the_best_of_a_short_run(count: int) -> None:
+    every = torch.tensor([(0, *rest) for rest in itertools.combinations(range(1, 10), count - 1)])
+    errors = model(10).errors(every)
+    found = model(10).errors(torch.tensor([best_steps(model(10), count)]))
+    assert float(found) <= 1.05 * float(errors.min())
+    assert float(errors.median()) > 1.5 * float(errors.min()), "the choice matters"
+
+
+@pytest.mark.parametrize(("steps", "count"), [(1, 1), (6, 1), (6, 2), (6, 6), (28, 9)])
+def test_a_schedule_has_the_steps_that_are_asked_for(steps: int, count: int) -> None:
+    found = best_steps(model(steps), count)
+    assert found[0] == 0
+    assert len(found) == count
+    assert list(found) == sorted(set(found))
+    assert found[-1] < steps
+
+
+def test_early_steps_are_dense() -> None:
+    found = best_steps(model(28), 9)
+    gaps = [after - before for before, after in itertools.pairwise(found)]
+    assert gaps[0] < gaps[-1]
+    assert max(gaps) <= 6, "nothing is left alone for long"
