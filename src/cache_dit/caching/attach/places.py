@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -20,23 +20,29 @@ _INSIDE = {
     Place.MLP: (Kind.MLP,),
     Place.SUBMODULES: tuple(Kind),
 }
-# Single-stream blocks compute both in parallel and have no feed-forward module of their own.
-_MLP_NAMES = (
-    "ff",
-    "ffn",
-    "mlp",
-    "feed_forward",
-    "ff_context",
-    "mlp_context",
-    "txt_mlp",
-    "img_mlp",
-    "proj_mlp",
-)
-_CROSS_NAMES = ("attn2", "cross_attn", "cross_attention")
+# By the words of their names. What makes the parameters of a modulation is no feed-forward module.
+_MLP_WORDS = {"ff", "ffn", "mlp", "feed", "densereludense"}
+_MLP_NAMES = ("gate_proj", "up_proj")
+_ATTENTION_WORDS = {"attn", "attn1", "attn2", "attention"}
+_OTHER_WORDS = ("norm", "adaln", "_mod", "modulation")
+# Blocks that spell a feed-forward module out: its last layer, and what enters that layer and nothing else.
+_SPELT_OUT = {
+    "proj_out": ("proj_mlp", "attn", "cross_attn"),
+    "ff_out": ("ff_in",),
+    "down_proj": ("gate_proj", "up_proj"),
+}
 
 
 def part_of(
-    lists: Lists, number: int, setting: Setting, region: Region, ports: Ports, first: int, leader: int | None
+    lists: Lists,
+    number: int,
+    setting: Setting,
+    region: Region,
+    ports: Ports,
+    first: int,
+    leader: int | None,
+    *,
+    verifies: bool,
 ) -> Segment:
     """The segment of one region of a list.
 
@@ -48,13 +54,13 @@ def part_of(
         ports: How the streams of the list travel.
         first: First block that the segment knows of; those before its start are watched.
         leader: Segment whose decision it takes over; None: it decides.
+        verifies: Its forecasts are checked on the block behind it.
     """
     flow, blocks, calibrator = lists.flows[number], lists.blocks[number], setting.calibrator
     # Where two lists take turns, both ends are in the layout of the first.
     stop = region.stop * flow.period - (flow.period - 1)
     policy = region.policy if leader is None else None
-    watched = stop + 1 if policy is not None and policy.gate.verifies else stop
-    known = blocks[first * flow.period : watched]
+    known = blocks[first * flow.period : stop + verifies]
     return Segment(
         paths=(flow.label,),
         blocks=known,
@@ -73,12 +79,19 @@ def part_of(
         sigma_axis=calibrator.forecast_axis == "sigma",
         dtype=calibrator.cache_dtype,
         modulate=lists.row.modulated or _norm_of(known[0]),
+        verifies=verifies,
         family=number,
     )
 
 
 def inside_of(
-    lists: Lists, number: int, setting: Setting, start: int, stop: int, leaders: dict[Kind, int], place: int
+    lists: Lists,
+    number: int,
+    setting: Setting,
+    start: int,
+    stop: int,
+    leaders: dict[Policy, int],
+    place: int,
 ) -> Iterator[Segment]:
     """A segment for every attention or feed-forward module in the blocks `[start, stop)` of a list.
 
@@ -88,19 +101,37 @@ def inside_of(
         setting: Its configuration.
         start: First block.
         stop: One behind the last block.
-        leaders: The segment that decides for each kind of module; is filled.
+        leaders: The segment that decides for all modules with one policy; is filled.
         place: Index of the first segment that is made here.
     """
-    kinds = _INSIDE[setting.cache.place]
-    for index, block in enumerate(lists.blocks[number][start:stop], start):
-        for name, module in block.named_children():
-            kind = _kind(name, module)
-            if kind not in kinds:
+    cache = setting.cache
+    kinds = _INSIDE[cache.place]
+    paths = {module: path for path, module in lists.model.named_modules()}
+    seen: set[nn.Module] = set()
+    for block in lists.blocks[number][start:stop]:
+        found = [one for one in modules_of(block, f"{lists.name}.{paths[block]}") if one.kind in kinds]
+        policies = {one.module: cache.policy_of(one.kind) for one in found}
+        # A last layer is skipped only where all that enters it is.
+        found = [one for one in found if policies.keys() >= set(one.feeders)]
+        entered = {feeder: policies[one.module] for one in found for feeder in one.feeders}
+        # Attention runs first, whatever the order of the attributes, so it leads.
+        for one in sorted(found, key=lambda one: one.kind is Kind.MLP):
+            # One that several blocks share is called several times.
+            if one.module in seen:
                 continue
-            leader = leaders.setdefault(kind, place)
-            path = f"{lists.flows[number].label}.{index}.{name}"
-            policy = setting.cache.policy_of(kind) if leader == place else None
-            yield opaque(module, path, setting, policy, leader, residual=False)
+            seen.add(one.module)
+            policy = policies[one.module]
+            leader = leaders.setdefault(policy, place)
+            segment = opaque(
+                one.module,
+                paths[one.module],
+                setting,
+                policy if leader == place else None,
+                leader,
+                residual=False,
+            )
+            # With one policy there is one leader, so never one without the other.
+            yield dataclasses.replace(segment, family=number, blank=entered.get(one.module) == policy)
             place += 1
 
 
@@ -148,17 +179,41 @@ def joined(segments: list[Segment]) -> Segment:
     )
 
 
-def _kind(name: str, module: nn.Module) -> Kind | None:
-    if name in _MLP_NAMES or (name == "proj_out" and isinstance(module, nn.Linear)):
+class Inside(NamedTuple):
+    """An attention or feed-forward module inside of a block, and those whose output only enters this one."""
+
+    module: nn.Module
+    kind: Kind
+    feeders: tuple[nn.Module, ...] = ()
+
+
+def modules_of(parent: nn.Module, path: str) -> Iterator[Inside]:
+    """The attention and feed-forward modules inside of a block, as far as their names tell them."""
+    children = dict(parent.named_children())
+    for name, module in children.items():
+        if any(word in name.lower() for word in _OTHER_WORDS) or not any(True for _ in module.parameters()):
+            continue
+        first, *rest = _SPELT_OUT.get(name, ("",))
+        if first in children:
+            feeders = (children[other] for other in (first, *rest) if other in children)
+            yield Inside(module, Kind.MLP, tuple(feeders))
+        elif (kind := _kind(name, module, type(parent).__name__, path)) is not None:
+            yield Inside(module, kind)
+        else:
+            yield from modules_of(module, f"{path}.{name}")
+
+
+def _kind(name: str, module: nn.Module, owner: str, path: str) -> Kind | None:
+    """What a module is by its name, by the class that it is in, and by the path of that."""
+    words = set(name.lower().split("_"))
+    if words & _MLP_WORDS or name in _MLP_NAMES:
         return Kind.MLP
-    if "attn" not in name.lower() and "attention" not in type(module).__name__.lower():
+    if not words & _ATTENTION_WORDS:
         return None
-    if not any(True for _ in module.parameters()) or "norm" in name.lower():
-        return None
-    if "temporal" in name or "temp" in type(module).__name__.lower():
-        return Kind.TEMPORAL
-    crosses = name in _CROSS_NAMES or getattr(module, "is_cross_attention", False)
-    return Kind.CROSS if crosses else Kind.SPATIAL
+    second = "attn2" in words and getattr(module, "is_cross_attention", True)
+    if second or words & {"cross", "to"} or "Cross" in owner:
+        return Kind.CROSS
+    return Kind.TEMPORAL if "temporal" in path.lower() else Kind.SPATIAL
 
 
 def has_norm(block: nn.Module) -> bool:

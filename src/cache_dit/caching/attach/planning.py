@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from cache_dit.caching.attach.declared import Lists, Setting, parameters_of
 from cache_dit.caching.attach.places import has_norm, inside_of, joined, opaque, part_of
-from cache_dit.caching.config import BasicCacheConfig, CacheConfig, Kind, Place, Region
+from cache_dit.caching.config import BasicCacheConfig, CacheConfig, Place, Region
 from cache_dit.caching.engine.plan import Plan, Segment, Slot
 from cache_dit.caching.engine.ports import Port, Ports
-from cache_dit.caching.maths.gate import Signal
+from cache_dit.caching.maths.gate import Policy, Signal
 from cache_dit.caching.models.row import modules_at
 from cache_dit.errors import ConfigError, PatternError
 
@@ -85,13 +85,19 @@ def fitting_default(lists: Lists) -> CacheConfig:
 
 def _segments(lists: Lists, settings: Sequence[Setting]) -> tuple[list[Segment], Slot | None]:
     """Also: where the transformer itself is one of the segments, its place."""
-    first = settings[0]
-    if lists.flows and first.cache.place is Place.OUTPUT:
+    first, outputs = settings[0], [setting.cache.place is Place.OUTPUT for setting in settings]
+    if lists.flows and any(outputs):
+        if len(settings) > 1:
+            raise ConfigError(
+                f"place is Place.OUTPUT for a block list of {lists.name}, but there is one output for all of "
+                "them; set it in cache_config, without params_modifiers for single lists."
+            )
+        _check_whole(first)
         whole = opaque(lists.model, lists.name, first, first.cache.policy(), 0, residual=True)
         return [whole], Slot(0, 0, None)
     together = len(settings) == 1
     segments: list[Segment] = []
-    leaders: dict[Kind, int] = {}
+    leaders: dict[Policy, int] = {}
     for number in range(len(lists.flows)):
         setting = settings[0 if together else number]
         leads = number == 0 or not together
@@ -101,12 +107,15 @@ def _segments(lists: Lists, settings: Sequence[Setting]) -> tuple[list[Segment],
         _check_counts(lists, number, start, tail)
         if setting.cache.place in (Place.MIDDLE, Place.BLOCKS):
             _check_fit(lists, setting, start, tail if together else setting.cache.Bn_compute_blocks)
-            segments += _parts(lists, number, setting, start, tail, len(segments), leads)
+            segments += _parts(lists, number, setting, start, tail, len(segments), leads, last)
         else:
+            _check_whole(setting)
             leaders = {} if leads else leaders
             stop = len(lists.blocks[number]) - tail * lists.flows[number].period
             period = lists.flows[number].period
             segments += inside_of(lists, number, setting, start * period, stop, leaders, len(segments))
+    if lists.flows and not segments:
+        raise _nothing_found(lists, first)
     single = len(segments) == len(lists.flows) > 0 and first.cache.place is Place.MIDDLE
     if lists.joined and together and single:
         segments = [joined(segments)]
@@ -114,9 +123,12 @@ def _segments(lists: Lists, settings: Sequence[Setting]) -> tuple[list[Segment],
 
 
 def _parts(
-    lists: Lists, number: int, setting: Setting, start: int, tail: int, place: int, leads: bool
+    lists: Lists, number: int, setting: Setting, start: int, tail: int, place: int, leads: bool, last: bool
 ) -> Iterator[Segment]:
-    """The regions of one list; the first one, at index `place`, may decide for the others."""
+    """The regions of one list; the first one, at index `place`, may decide for the others.
+
+    `last`: no other list follows that is decided over together with this one.
+    """
     flow, cache = lists.flows[number], setting.cache
     if cache.static:
         # Nothing is measured, so no first block runs on a skipped step unless the last ones read from it.
@@ -132,11 +144,32 @@ def _parts(
         leader = None if decides and region.policy is not None else place if decides else 0
         # The first one knows of the blocks before it, which may be measured.
         known = 0 if index == 0 else region.start
-        yield part_of(lists, number, setting, region, ports, known, leader)
+        verifies = last and index == len(regions) - 1 and cache.policy().gate.verifies
+        yield part_of(lists, number, setting, region, ports, known, leader, verifies=verifies)
 
 
 def _reads_noise(segment: Segment) -> bool:
     return segment.sigma_axis or (segment.policy is not None and segment.policy.gate.needs_noise)
+
+
+def _check_whole(setting: Setting) -> None:
+    """Raise `ConfigError` where the method or the forecaster needs blocks that always run."""
+    cache, calibrator = setting.cache, setting.calibrator
+    looking = cache.policy().gate.verifies
+    needing = [calibrator.forecaster(main=main).needs for main in (True, False)]
+    if looking or any(needing):
+        raise ConfigError(
+            f"place is {cache.place} but {cache.method if looking else type(calibrator).__name__} looks at "
+            "blocks that are always computed; give Place.MIDDLE or Place.BLOCKS."
+        )
+
+
+def _nothing_found(lists: Lists, setting: Setting) -> ConfigError:
+    classes = dict.fromkeys(type(block).__name__ for blocks in lists.blocks for block in blocks)
+    return ConfigError(
+        f"place is {setting.cache.place} but no such module was found by its name in the blocks of "
+        f"{lists.name} ({', '.join(classes)}) that may be skipped; give another place, such as Place.BLOCKS."
+    )
 
 
 def _check_fit(lists: Lists, setting: Setting, start: int, tail: int) -> None:

@@ -64,9 +64,11 @@ class SegmentRun:
     _head: Tensor | None = None
     _rejected: bool = False
     _before: Any = field(init=False)
+    # The values of this call, where one module is called several times in a forward.
+    _values: SegmentState = field(init=False)
 
     def __post_init__(self) -> None:
-        self.segment, self._before = self._state.segment, self._state.gate
+        self.segment, self._before, self._values = self._state.segment, self._state.gate, self._state
         if self.segment.sigma_axis and self._at.sigma is not None:
             self._at = self._at._replace(time=1.0 - self._at.sigma, end=1.0)
 
@@ -118,6 +120,8 @@ class SegmentRun:
         segment = self.segment
         if not segment.start <= slot.index < segment.stop:
             return self._watch(slot.index, call, block, args, kwargs)
+        if self._phase is _Phase.CLOSED and segment.opaque:
+            self._values, self._phase = self._values.further(), _Phase.WAITING
         if self._phase is _Phase.WAITING:
             self._enter(block, args, kwargs)
         last = slot.index == segment.stop - 1
@@ -133,8 +137,10 @@ class SegmentRun:
             self._state.keep_sides(slot.index, output)
         if last:
             if self.observes:
-                self._learn(output)
-                self._state.observe(self._at, self._entry, output)
+                if self._values is self._state:
+                    self._learn(output)
+                self._values.observe(self._at, self._entry, output)
+                self._state.grown |= self._values.grown
             self._phase, self.computing, self._entry = _Phase.CLOSED, False, ()
         return output
 
@@ -152,17 +158,18 @@ class SegmentRun:
 
     def _check(self, change: Tensor) -> None:
         """Hold the first block behind the segment against its own forecast, or let it be learnt."""
-        policy, state = self.segment.policy, self._state
+        state, leading = self._state, self._leader or self
+        policy = leading.segment.policy
         # There are none before the first step that was worth keeping.
         forecaster = state.forecasters[self.segment.ports.main] if state.forecasters else None
-        if forecaster is None or policy is None or self.verdict is None:
+        if forecaster is None or self.verdict is None:
             return
         if not self.verdict.skip:
             known = forecaster.init() if state.check is None else state.check
             state.check = forecaster.observe(known, self._at, change)
-        elif state.check is not None:
+        elif state.check is not None and policy is not None:
             error = relative_l1(forecaster.predict(state.check, self._at), change)
-            self._rejected = not policy.gate.accepts(state.gate.gate, self._at, error)
+            self._rejected = not policy.gate.accepts(leading._state.gate.gate, self._at, error)
 
     def _learn(self, output: Any) -> None:
         """Tell the gate what it wants to know of a computed step."""
@@ -185,21 +192,23 @@ class SegmentRun:
         return self._known is None or (not self._known.skip and self.keeps_signal)
 
     def _enter(self, block: nn.Module, args: Arguments, kwargs: Keywords) -> None:
-        opaque = self.segment.opaque
-        entry = (first_tensor(args, kwargs),) if opaque else self.segment.ports.read(args, kwargs)
-        fits = self._state.fits(entry)
-        signal = self._signal(block, entry, args, kwargs) if self._measures() else None
+        values, known = self._values, self.verdict
+        entry = tensors_of(args, kwargs) if self.segment.opaque else self.segment.ports.read(args, kwargs)
+        fits = values.fits(entry)
+        signal = self._signal(block, entry, args, kwargs) if known is None and self._measures() else None
         if signal is not None:
             self._at = self._at._replace(signal=signal)
-        verdict = self._decide(signal)
-        if verdict.skip and not self._state.ready:
+        # One decision for all calls of a module in a forward.
+        verdict = known or self._decide(signal)
+        if verdict.skip and not values.ready:
             verdict = Verdict(False, Reason.NO_HISTORY if fits else Reason.RESHAPED, verdict.change)
-        self.verdict = verdict
-        self._advance(verdict, signal if self.keeps_signal else None)
+        if known is None:
+            self.verdict = verdict
+            self._advance(verdict, signal if self.keeps_signal else None)
         if verdict.skip:
             self._phase, self.skipping = _Phase.SKIPPING, True
             # Made here and not at the exit: the model may write into the tensors that are handed through.
-            self._result = self._state.forecast(self._at, entry)
+            self._result = values.forecast(self._at, entry)
         else:
             self._phase, self._entry, self.computing = _Phase.COMPUTING, entry, self.flow is None
 
@@ -228,7 +237,8 @@ class SegmentRun:
 
     def _decide(self, signal: Any) -> Verdict:
         if self._leader is not None:
-            leading = self._leader.verdict
+            # Where nothing is looked at it is known before the leader is reached, which may run later.
+            leading = self._leader.verdict or self._leader._known
             return Verdict(leading is not None and leading.skip, Reason.FOLLOWS)
         if self._known is not None:
             return self._known
@@ -245,12 +255,17 @@ class SegmentRun:
         values = self._result if last else self.segment.ports.read(args, kwargs)
         if last:
             self._phase, self.skipping, self._result = _Phase.CLOSED, False, ()
-        return self._state.pack(index, values)
+        return self._values.pack(index, values)
 
 
 def first_tensor(args: Arguments, kwargs: Keywords) -> Tensor | None:
     """The first argument of a call that is a tensor."""
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+
+
+def tensors_of(args: Arguments, kwargs: Keywords) -> tuple[Tensor, ...]:
+    """The arguments of a call that are tensors."""
+    return tuple([value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)])
 
 
 @dataclass(slots=True)

@@ -38,6 +38,8 @@ class Segment:
         sigma_axis: Forecasts are made along the noise level, not the steps.
         dtype: Type in which values are kept; None: that of the stream.
         modulate: From a block and its arguments to the input that is modulated for the timestep.
+        verifies: The first block behind the segment is compared with its own forecast on skipped steps.
+        blank: What leaves it only enters a module that is skipped with it, so zeros do in its place.
         family: Segments of one number are parts of one block list.
         opaque: It is one module of which nothing is known but its output, a tree with tensors: an attention
             or feed-forward module inside of a block, or the transformer as a whole.
@@ -57,6 +59,8 @@ class Segment:
     sigma_axis: bool = False
     dtype: torch.dtype | None = None
     modulate: Modulate | None = None
+    verifies: bool = False
+    blank: bool = False
     family: int = 0
     opaque: bool = False
 
@@ -74,11 +78,6 @@ class Segment:
     def prefixed(self) -> bool:
         """Whether the first blocks are watched."""
         return self.signal in (Signal.RESIDUAL, Signal.PROBE) and self.start > 0
-
-    @cached_property
-    def verifies(self) -> bool:
-        """Whether the first block behind the segment is watched."""
-        return self.policy is not None and self.policy.gate.verifies
 
     @cached_property
     def sided(self) -> bool:

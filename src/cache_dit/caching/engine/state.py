@@ -25,6 +25,7 @@ class SegmentState:
 
     Attributes:
         grown: Memory was taken for a tensor that has to be kept since the bytes were counted last.
+        again: The values of the next call of the same module in one forward; None: there was no further call.
     """
 
     __slots__ = (
@@ -34,6 +35,7 @@ class SegmentState:
         "_sizes",
         "_spec",
         "_within",
+        "again",
         "check",
         "forecasters",
         "forecasts",
@@ -57,6 +59,7 @@ class SegmentState:
         self.forecasts: list[Any] = []
         self.sides: dict[int, tuple[Any, ...]] = {}
         self.check: Any = None
+        self.again: SegmentState | None = None
         self.ready = False
         self._constants: dict[int, Any] = {}
         self._dtypes: dict[int, torch.dtype] = {}
@@ -91,13 +94,17 @@ class SegmentState:
             self.forecasts = [None if one is None else one.init() for one in self.forecasters]
         self._constants.clear()
         for slot, forecaster in enumerate(self.forecasters):
+            value = values[slot]
             if forecaster is None:
                 continue
-            if not self._is_stream(values[slot]):
-                self._constants[slot] = values[slot]
+            if not self._is_stream(value):
+                self._constants[slot] = value
+                continue
+            if self.segment.blank:
+                self._constants[slot] = value.new_zeros(()).expand(value.shape)
                 continue
             state = self.forecasts[slot]
-            fresh = self._value(slot, entry, values[slot], forecaster.spare(state))
+            fresh = self._value(slot, entry, value, forecaster.spare(state))
             self.forecasts[slot] = forecaster.observe(state, at, fresh)
         self.ready = True
 
@@ -134,10 +141,17 @@ class SegmentState:
             return forecaster
         return forecaster.within(self._within) or Reuse()
 
+    def further(self) -> SegmentState:
+        """What is kept of the next call of the same module in one forward, mostly with another stream."""
+        if self.again is None:
+            self.again = SegmentState(self.segment)
+            self.again._within = self._within
+        return self.again
+
     @property
     def once(self) -> int:
         """Bytes of one value of every stream, as it is kept."""
-        return sum(self._sizes.values())
+        return sum(self._sizes.values()) + (0 if self.again is None else self.again.once)
 
     def values(self, output: Any) -> tuple[Any, ...]:
         """What left the segment, one value a slot."""
@@ -182,11 +196,14 @@ class SegmentState:
 
     def tensors(self) -> Any:
         """Everything that may hold tensors."""
-        return (self.gate, self.forecasts, self.check, self.sides)
+        again = None if self.again is None else self.again.tensors()
+        return (self.gate, self.forecasts, self.check, self.sides, again)
 
     def count(self) -> int:
         """Bytes of all tensors that are kept now."""
-        self.grown = False
+        part: SegmentState | None = self
+        while part is not None:
+            part.grown, part = False, part.again
         return sum(leaf.nbytes for leaf in tree_leaves(self.tensors()) if isinstance(leaf, Tensor))
 
     def _value(self, slot: int, entry: tuple[Any, ...], value: Any, spare: Tensor | None) -> Tensor:
