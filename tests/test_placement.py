@@ -42,7 +42,7 @@ def test_the_search_finds_the_best_of_a_short_run(count: int) -> None:
     assert float(errors.median()) > 1.5 * float(errors.min()), "the choice matters"
 
 
-@pytest.mark.parametrize(("steps", "count"), [(1, 1), (6, 1), (6, 2), (6, 6), (28, 9)])
+@pytest.mark.parametrize(("steps", "count"), [(6, 1), (6, 2), (6, 6), (28, 9)])
 def test_a_schedule_has_the_steps_that_are_asked_for(steps: int, count: int) -> None:
     found = best_steps(model(steps), count)
     assert found[0] == 0
@@ -51,8 +51,7 @@ def test_a_schedule_has_the_steps_that_are_asked_for(steps: int, count: int) -> 
     assert found[-1] < steps
 
 
-def test_early_steps_are_dense() -> None:
-    found = best_steps(model(28), 9)
-    gaps = [after - before for before, after in itertools.pairwise(found)]
-    assert gaps[0] < gaps[-1]
-    assert max(gaps) <= 6, "nothing is left alone for long"
+def test_the_search_does_better_than_even_gaps() -> None:
+    even = torch.linspace(0, 27, 9).round().long()[None]
+    found = torch.tensor([best_steps(model(28), 9)])
+    assert float(model(28).errors(found)) < 0.8 * float(model(28).errors(even))

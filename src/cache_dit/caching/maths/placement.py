@@ -1,4 +1,4 @@
-"""Which steps to compute, so that the linear estimate of `maths.trajectory` ends nearest to the uncached latent."""
+"""Which steps to compute, so that the linear estimate of `maths.trajectory` ends nearest to the truth."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Model(NamedTuple):
     ridge: float
 
     def errors(self, schedules: Tensor) -> Tensor:
-        """Expected squared error of the last latent for each of the schedules, [B, n]: rising steps from 0."""
+        """[B]: expected squared errors of the last latent; `schedules` [B, n] are rising steps from 0."""
         (batch, count), total = schedules.shape, len(self.strides)
         # Row t: how far the latent has come before step t, over the outputs; then the same as estimated.
         ways = torch.ones(total + 1, total, dtype=torch.float64).tril(-1) * self.strides
@@ -62,8 +62,8 @@ class Model(NamedTuple):
 def best_steps(model: Model, count: int) -> tuple[int, ...]:
     """The `count` computed steps, the first among them, with the smallest error that a descent finds.
 
-    From the best of a few schedules with growing gaps, single steps are moved while that lowers the error. All
-    moves are tried at once, so that a search over 50 steps takes seconds.
+    From the best of a few schedules with growing gaps, single steps are moved while that lowers the error.
+    All moves are tried at once, so that a search over 50 steps takes seconds.
     """
     total = len(model.strides)
     starts = torch.tensor(_starts(total, count))
