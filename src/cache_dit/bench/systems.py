@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from typing import Any
 
 from cache_dit import (
@@ -13,14 +14,16 @@ from cache_dit import (
     TaylorSeerCalibratorConfig,
     disable_cache,
     enable_cache,
+    presets,
     steps_mask,
 )
 from cache_dit.bench.diffusers_systems import diffusers_systems
 from cache_dit.bench.pictures import Cell
 from cache_dit.bench.system import Kind, System
+from cache_dit.presets import Preset
 
-Options = dict[str, Any]  # arguments of `enable_cache`
-Preset = Callable[[Any, Cell], Options]  # what a strength means in a cell
+Make = Callable[[Cell, Any], Preset]  # what a strength means in a cell
+Line = tuple[str, Make, Sequence[Any], bool]  # name, preset, strengths, and whether `System.fixed`
 
 _FILLED: dict[str, CalibratorConfig] = {
     "reuse": CalibratorConfig(),
@@ -28,52 +31,80 @@ _FILLED: dict[str, CalibratorConfig] = {
     "Taylor 2": TaylorSeerCalibratorConfig(taylorseer_order=2),
 }
 _THRESHOLDS = (0.06, 0.08, 0.1, 0.12, 0.16, 0.2, 0.24, 0.3, 0.4)
+_INTERVALS = (2, 3, 4, 5, 6, 7, 8)
+_ORDERED = tuple(product(_INTERVALS, (1, 2)))
+_POLICIES = ("slow", "medium", "fast", "ultra")
 _FRACTIONS = (0.6, 0.5, 0.45, 0.4, 0.36, 1 / 3, 0.3, 0.25, 0.22)
 
 
-def _residual(filled: str, warmup: int, threshold: float, cell: Cell) -> Options:
-    del cell
+def _line(name: str, preset: Callable[..., Preset], strengths: Sequence[Any], *, fixed: bool) -> Line:
+    """A preset that is the same in all cells; a strength is its first argument, or a tuple of several."""
+
+    def make(cell: Cell, strength: Any) -> Preset:
+        del cell
+        return preset(*strength) if isinstance(strength, tuple) else preset(strength)
+
+    return name, make, strengths, fixed
+
+
+def _residual(filled: str, warmup: int, threshold: float) -> Preset:
     config = DBCacheConfig(
         Fn_compute_blocks=1,
         max_warmup_steps=warmup,
         max_continuous_cached_steps=8,
         residual_diff_threshold=threshold,
     )
-    return {"cache_config": config, "calibrator_config": _FILLED[filled]}
+    return Preset(config, _FILLED[filled])
 
 
-def _first_block(threshold: float, cell: Cell) -> Options:
-    del cell
-    return {
-        "cache_config": DBCacheConfig(
-            Fn_compute_blocks=1, max_warmup_steps=0, residual_diff_threshold=threshold
-        )
-    }
+def _mask(order: int, cell: Cell, policy: str) -> Preset:
+    return presets.scm(policy, total_steps=cell.steps, order=order)
 
 
-def _mask(filled: str, kind: str, policy: str, cell: Cell) -> Options:
+def _dynamic_mask(filled: str, cell: Cell, policy: str) -> Preset:
     config = DBCacheConfig(
         Fn_compute_blocks=1,
         residual_diff_threshold=0.25,
         steps_computation_mask=steps_mask(mask_policy=policy, total_steps=cell.steps),
-        steps_computation_policy=kind,
     )
-    return {"cache_config": config, "calibrator_config": _FILLED[filled]}
+    return Preset(config, _FILLED[filled])
 
 
-# Name, preset, strengths, and whether the schedule is fixed before the run, whatever the picture.
-_PRESETS: tuple[tuple[str, Preset, Sequence[Any], bool], ...] = (
+_LINES: tuple[Line, ...] = (
     *(
-        (f"DBCache {filled}, warm-up {warmup}", partial(_residual, filled, warmup), _THRESHOLDS, False)
+        _line(
+            f"DBCache {filled}, warm-up {warmup}",
+            partial(_residual, filled, warmup),
+            _THRESHOLDS,
+            fixed=False,
+        )
         for filled in _FILLED
         for warmup in (4, 2)
     ),
-    ("FBCache", _first_block, _THRESHOLDS, False),
-    *(
-        (f"SCM {kind} {filled}", partial(_mask, filled, kind), ("slow", "medium", "fast", "ultra"), fixed)
-        for kind, fixed in (("static", True), ("dynamic", False))
-        for filled in _FILLED
+    *((f"SCM static, order {order}", partial(_mask, order), _POLICIES, True) for order in (0, 1, 2)),
+    *((f"SCM dynamic {filled}", partial(_dynamic_mask, filled), _POLICIES, False) for filled in _FILLED),
+    _line("FBCache", presets.fbcache, _THRESHOLDS, fixed=False),
+    _line("DBPrune", presets.dbprune, (0.03, 0.06, 0.1, 0.15, 0.2), fixed=False),
+    _line("FORA", presets.fora, _INTERVALS, fixed=True),
+    _line("TaylorSeer", presets.taylorseer, _ORDERED, fixed=True),
+    _line("TaylorSeer on the output", presets.taylorseer_lite, _ORDERED, fixed=True),
+    _line("FoCa", presets.foca, _INTERVALS, fixed=True),
+    _line("HiCache", presets.hicache, _ORDERED, fixed=True),
+    _line("Spectrum", presets.spectrum, tuple(product((0.25, 0.5, 0.75, 1.5, 3.0), (0.5, 1.0))), fixed=True),
+    _line("DMD", presets.dmd, _INTERVALS, fixed=True),
+    _line("FreqCa", presets.freqca, _INTERVALS, fixed=True),
+    _line(
+        "TeaCache",
+        presets.teacache,
+        tuple(product((0.05, 0.1, 0.15, 0.25, 0.4, 0.6, 0.8), ("flux", None))),
+        fixed=False,
     ),
+    _line("SeaCache of this package", presets.seacache, (0.1, 0.2, 0.3, 0.45, 0.6, 1.0), fixed=False),
+    _line("EasyCache", presets.easycache, (0.02, 0.05, 0.1, 0.2, 0.4), fixed=False),
+    _line("DiCache", presets.dicache, (0.1, 0.2, 0.3, 0.4, 0.6, 0.8), fixed=False),
+    _line("SpeCa", presets.speca, (1, 2), fixed=False),
+    _line("PAB of this package", presets.pab, (2, 3, 4, 6), fixed=True),
+    _line("Δ-DiT", presets.delta_dit, (2, 3, 4, 6), fixed=True),
 )
 
 
@@ -82,12 +113,12 @@ def own_systems() -> list[System]:
     return [
         System(
             name=name,
-            strength=f"{strength:g}" if isinstance(strength, float) else str(strength),
+            strength=", ".join(map(_text, strength)) if isinstance(strength, tuple) else _text(strength),
             kind=Kind.OURS,
-            applied=partial(_enabled, partial(preset, strength)),
+            applied=partial(_enabled, make, strength),
             fixed=fixed,
         )
-        for name, preset, strengths, fixed in _PRESETS
+        for name, make, strengths, fixed in _LINES
         for strength in strengths
     ]
 
@@ -114,12 +145,16 @@ def all_systems() -> list[System]:
 
 
 @contextmanager
-def _enabled(options: Callable[[Cell], Options], pipe: Any, cell: Cell) -> Iterator[None]:
-    enable_cache(pipe, **options(cell))
+def _enabled(make: Make, strength: Any, pipe: Any, cell: Cell) -> Iterator[None]:
+    enable_cache(pipe, make(cell, strength))
     try:
         yield
     finally:
         disable_cache(pipe)
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _shortened(fraction: float, steps: int) -> int:
