@@ -28,7 +28,6 @@ from cache_dit.errors import CacheDiTError, ConfigError, ConfigTypeError
 
 DEFAULTS = {
     "place": Place.MIDDLE,
-    "correction_order": None,
     "Fn_compute_blocks": 8,
     "Bn_compute_blocks": 0,
     "residual_diff_threshold": 0.08,
@@ -129,7 +128,7 @@ def test_every_field_is_checked(field: str) -> None:
     [
         (DBCacheConfig, "Fn_compute_block", "Did you mean 'Fn_compute_blocks'?"),
         (DBCacheConfig, "residual_threshold", "Did you mean 'residual_diff_threshold'?"),
-        (DBCacheConfig, "zzz", "Known are: place, correction_order, Fn_compute_blocks, "),
+        (DBCacheConfig, "zzz", "Known are: place, Fn_compute_blocks, "),
         (BasicCacheConfig, "max_warmup_step", "Did you mean 'max_warmup_steps'?"),
         (TaylorSeerCalibratorConfig, "taylorseer_oder", "Did you mean 'taylorseer_order'?"),
         (CalibratorConfig, "taylorseer_order", "Known are: enable_calibrator, "),

@@ -79,14 +79,6 @@ class CacheConfig(Options):
 
     Attributes:
         place: What a skipped step leaves out. Default `Place.MIDDLE`.
-        correction_order: Put right at the next computed step what forecasts got wrong on skipped ones, with
-            an interpolating polynomial of this degree, see `engine.correction`; costs that many outputs of
-            the transformer and two more. Needs a sampler that moves the latent by a multiple of the output
-            (Euler on flow matching, the usual one); with others nothing is corrected. None (default): no
-            correction.
-        trajectory: In place of that, the best linear estimate of the latent from what was computed; made for
-            a model by `cache_dit.calibrate`. For methods with few computed steps and `Place.OUTPUT`. Needs
-            such a sampler too. None (default): none.
         Fn_compute_blocks: First blocks of a list that are always computed. Where one decision covers several
             lists it counts in the first. Default 0.
         Bn_compute_blocks: Last blocks that are always computed. Default 0.
@@ -120,8 +112,6 @@ class CacheConfig(Options):
     """Whether the regions of every list decide for themselves, also where lists decide together."""
 
     place: Place = option(instance_of(Place), default=Place.MIDDLE)
-    correction_order: int | None = option(optional(whole(1)), default=None)
-    trajectory: Trajectory | None = option(optional(instance_of(Trajectory)), default=None)
     Fn_compute_blocks: int = option(whole(0), default=0)
     Bn_compute_blocks: int = option(whole(0), default=0)
     max_warmup_steps: int = option(whole(0), default=0)
@@ -141,10 +131,6 @@ class CacheConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         mask, total = self.steps_computation_mask, self.num_inference_steps
-        if self.correction_order is not None and self.trajectory is not None:
-            raise ConfigError(
-                "correction_order and trajectory are both given, but both correct the output; leave out one."
-            )
         if mask is not None and total is not None and self.force_refresh_step_hint is None:
             check_mask_length(mask, total)
 
@@ -272,12 +258,20 @@ class CalibratorConfig(Options):
             lowered until it fits. None (default): no limit.
     """
 
+    estimates: ClassVar[bool] = False
+    """Whether the outputs of the transformer are corrected by the best linear estimate."""
+
     enable_calibrator: bool = option(flag, default=True)
     enable_encoder_calibrator: bool = option(flag, default=True)
     calibrator_cache_type: str = option(one_of("residual", "hidden_states"), default="residual")
     forecast_axis: str = option(one_of("step", "sigma"), default="step")
     cache_dtype: torch.dtype | None = option(optional(instance_of(torch.dtype)), default=None)
     memory_budget: int | None = option(optional(whole(1)), default=None)
+
+    @property
+    def known_trajectory(self) -> Trajectory | None:
+        """What such an estimate is made from; None: what is expected of any model."""
+        return None
 
     def forecaster(self, *, main: bool) -> Forecaster:
         """The forecaster of the main stream or of another one."""

@@ -1,4 +1,4 @@
-"""What is found out about a model once, from a few uncached runs, for `CacheConfig.trajectory`."""
+"""What is found out about a model once, from a few uncached runs, for `TrajectoryCalibratorConfig`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def calibrate(
             for those.
 
     Returns:
-        For `CacheConfig.trajectory` and `cache_dit.presets`, and for `save`.
+        For `TrajectoryCalibratorConfig` and `cache_dit.presets`, and for `save`.
 
     Raises:
         ConfigError: The pipeline cannot be recorded, is cached, or has another sampler.

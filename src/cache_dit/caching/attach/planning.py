@@ -23,8 +23,6 @@ _RUN_WIDE = (
     "force_refresh_step_hint",
     "force_refresh_step_policy",
     "max_live_requests",
-    "correction_order",
-    "trajectory",
 )
 
 
@@ -49,7 +47,7 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
     masks = [setting.cache.steps_computation_mask for setting in settings]
     checked = shared.force_refresh_step_hint is None and not shares_run
     separate = shared.enable_separate_cfg
-    corrects = shared.correction_order is not None or shared.trajectory is not None
+    estimating = next((one.calibrator for one in settings if one.calibrator.estimates), None)
     return Plan(
         segments=tuple(segments),
         calls_per_step=None if separate is None else 1 + separate,
@@ -64,8 +62,9 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
         budget=min(
             (one.calibrator.memory_budget for one in settings if one.calibrator.memory_budget), default=None
         ),
-        reads_noise=corrects or any(map(_reads_noise, segments)),
-        correction=shared.correction_order or shared.trajectory,
+        reads_noise=estimating is not None or any(map(_reads_noise, segments)),
+        estimates=estimating is not None,
+        trajectory=None if estimating is None else estimating.known_trajectory,
         whole=whole,
         parameters=names,
         bypass=row.bypass,

@@ -127,8 +127,8 @@ class Plan:
         budget: Most bytes that the forecasts of one branch may keep; None: no limit.
         reads_noise: The noise level of a step is needed, so it is read from the scheduler or the timestep.
         whole: The segment whose one block is the transformer itself; None: there is none.
-        correction: How outputs are corrected: the order for `engine.correction`, the trajectory for
-            `engine.estimation`; None: not at all.
+        estimates: Outputs are corrected by the best linear estimate, see `engine.estimation`.
+        trajectory: What that is made from; None: what is expected of any model.
     """
 
     segments: tuple[Segment, ...]
@@ -147,7 +147,8 @@ class Plan:
     mask_lengths: frozenset[int] = frozenset()
     budget: int | None = None
     reads_noise: bool = False
-    correction: int | Trajectory | None = None
+    estimates: bool = False
+    trajectory: Trajectory | None = None
     whole: Slot | None = None
     blocks: dict[nn.Module, Slot] = field(init=False)
     slots: dict[nn.Module, Slot] = field(init=False)

@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_map_only
 
 from cache_dit.caching.engine.clock import Clock, Tick
 from cache_dit.caching.engine.condition import Watch
-from cache_dit.caching.engine.correction import Correction
 from cache_dit.caching.engine.estimation import Estimation
 from cache_dit.caching.engine.flow import FlowCheck
 from cache_dit.caching.engine.forward import Frame, SegmentRun, current_frame, first_tensor
@@ -23,7 +22,6 @@ from cache_dit.caching.engine.requests import LiveRuns, Noise, Request, branch_n
 from cache_dit.caching.engine.state import SegmentState
 from cache_dit.caching.maths.gate import Policy, Reason, Signal, Verdict
 from cache_dit.caching.maths.moment import Moment
-from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.errors import ConfigError
 
 
@@ -40,7 +38,7 @@ class RunState:
     positions: dict[str | int, int] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
     changes: dict[int, float | None] = field(default_factory=dict)
-    corrections: dict[str | int, Correction | Estimation] = field(default_factory=dict)
+    estimations: dict[str | int, Estimation] = field(default_factory=dict)
     marker: float | None = None
     largest: float = 0.0
     position: int | None = None
@@ -94,6 +92,8 @@ class Session:
         state, tick, resumed = self._tick(request, model, args, kwargs)
         label = self._label(tick.branch)
         step, restart = self._local_step(tick.step)
+        if restart:
+            state.estimations.pop(tick.branch, None)
         if restart or tick.branch not in state.branches:
             state.branches[tick.branch] = [SegmentState(segment) for segment in self.plan.segments]
         segments = state.branches[tick.branch]
@@ -101,6 +101,7 @@ class Session:
         switched = resumed or state.conditions.setdefault(tick.branch, condition) != condition
         if switched:
             state.conditions[tick.branch] = condition
+            state.estimations.pop(tick.branch, None)
             for segment in segments:
                 segment.forget()
         forced = Reason.SWITCHED if switched else None if state.clock.certain else Reason.UNCERTAIN
@@ -118,8 +119,8 @@ class Session:
             output, _ = self._call(runs, call, model, args, kwargs)
         self._verified = True
         self._note(state, tick, label, runs)
-        if self.plan.correction is not None:
-            output = self._corrected(state, tick, output, runs)
+        if self.plan.estimates:
+            output = self._estimated(state, tick, output, runs)
         if self.plan.budget is not None:
             self._fit(self.plan.budget, segments)
         if state.is_over(tick.step + 1):
@@ -284,33 +285,23 @@ class Session:
 
     def _bytes(self, state: RunState) -> int:
         kept = sum(segment.count() for branch in state.branches.values() for segment in branch)
-        return kept + sum(correction.nbytes for correction in state.corrections.values())
+        return kept + sum(estimation.nbytes for estimation in state.estimations.values())
 
-    def _corrected(self, state: RunState, tick: Tick, output: Any, runs: list[SegmentRun]) -> Any:
-        """What is returned in the place of the output, see `engine.correction` and `engine.estimation`."""
-        noise, wanted = state.noise, self.plan.correction
-        if noise is None or noise.strides is None:
-            if isinstance(wanted, Trajectory):
-                raise ConfigError(
-                    "trajectory needs a sampler that moves the latent by a multiple of the output, which is "
-                    "known of FlowMatchEulerDiscreteScheduler only; leave trajectory out, or give "
-                    "Request(sigmas=...) with the last level where the steps are your own."
-                )
+    def _estimated(self, state: RunState, tick: Tick, output: Any, runs: list[SegmentRun]) -> Any:
+        """What is returned in the place of the output, see `engine.estimation`."""
+        noise = state.noise
+        index = 0 if noise is None else _noise_index(state, tick)
+        if noise is None or noise.strides is None or index >= len(noise.strides):
             return output
-        index = _noise_index(state, tick)
-        if index >= len(noise.strides):
-            return output
+        kept = state.estimations.get(tick.branch)
+        if kept is None or not kept.fits(output):
+            replaces = self.plan.whole is not None
+            kept = Estimation(self.plan.trajectory, noise, index, replaces=replaces)
+            state.estimations[tick.branch] = kept
         computed = not any(run.settle().skip for run in runs)
-        kept = state.corrections.get(tick.branch)
-        if kept is None:
-            kept = state.corrections[tick.branch] = (
-                Estimation(wanted, noise, index)
-                if isinstance(wanted, Trajectory)
-                else Correction(wanted or 1)
-            )
-        corrected = kept.corrected(output, index, noise, computed=computed)
+        returned = kept.corrected(output, index, noise, computed=computed)
         state.record.state_bytes = max(state.record.state_bytes, self._bytes(state))
-        return corrected
+        return returned
 
     def _fit(self, budget: int, segments: list[SegmentState]) -> None:
         """Lower the order of the forecasters until all of a branch fits, once the streams are known."""

@@ -25,6 +25,12 @@ from torch import Tensor
 
 from cache_dit.errors import ConfigError
 
+# The kernel for models of which nothing is known: Matern 3/2 over the log signal-to-noise ratio, kept finite
+# at both ends, and a free level. Length and margin were chosen on the demo model; half or double changes
+# little.
+_LENGTH = 3.0
+_MARGIN = 0.01
+_LEVEL = 10.0
 _RESPONSE = -1.0
 _NOISE = 2.0
 _RIDGE = 1e-7
@@ -33,13 +39,13 @@ _FORMAT = "cache_dit trajectory 1"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
-    """The second moments of a model's runs; made by `cache_dit.calibrate`.
+    """The second moments of a model's runs; made by `cache_dit.tune.calibrate`, or as expected of any model.
 
     Attributes:
         sigmas: Noise levels before every step, and behind the last one; S + 1 of them.
         gram: Mean inner products of the outputs of all steps, [S, S], float64 on the host.
         model: Class name of the transformer.
-        pictures: How many runs the mean is over.
+        pictures: How many runs the mean is over; 0: it was not measured.
 
     Raises:
         ConfigError: The sizes do not fit, or something is not finite.
@@ -57,6 +63,18 @@ class Trajectory:
                 f"gram is of shape {tuple(self.gram.shape)} with {count + 1} sigmas; give finite numbers, "
                 "one row and column for every sigma but the last, at least 2."
             )
+
+    @classmethod
+    def expected(cls, sigmas: Sequence[float]) -> Trajectory:
+        """What is expected of a model that was not calibrated: outputs are a smooth function of the noise level.
+
+        `G_ij = 10 + (1 + r) exp(-r)`, `r = sqrt(3) |z_i - z_j| / 3`, `z = log((1.01 - sigma) / (sigma + 0.01))`: the
+        Matern 3/2 kernel of Gaussian processes, once differentiable, in the log signal-to-noise ratio.
+        """
+        levels = torch.tensor(sigmas, dtype=torch.float64)[:-1].clamp(0.0, 1.0)
+        ratio = ((1.0 + _MARGIN - levels) / (levels + _MARGIN)).log()
+        distance = math.sqrt(3.0) / _LENGTH * (ratio[:, None] - ratio).abs()
+        return cls(tuple(sigmas), _LEVEL + (1.0 + distance) * (-distance).exp())
 
     @property
     def steps(self) -> int:
