@@ -28,6 +28,8 @@ from cache_dit.errors import CacheDiTError, ConfigError, ConfigTypeError
 
 DEFAULTS = {
     "place": Place.MIDDLE,
+    "uncond_interval": None,
+    "uncond_window": (0.0, 0.641),
     "Fn_compute_blocks": 8,
     "Bn_compute_blocks": 0,
     "residual_diff_threshold": 0.08,

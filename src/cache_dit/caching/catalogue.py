@@ -5,6 +5,9 @@ from cache_dit.caching.config import CalibratorConfig as CalibratorConfig
 from cache_dit.caching.config import DBCacheConfig as DBCacheConfig
 from cache_dit.caching.forecasters.dicache import DiCacheCalibratorConfig as DiCacheCalibratorConfig
 from cache_dit.caching.forecasters.dmd import DMDCalibratorConfig as DMDCalibratorConfig
+from cache_dit.caching.forecasters.fastercache import (
+    FasterCacheCalibratorConfig as FasterCacheCalibratorConfig,
+)
 from cache_dit.caching.forecasters.foca import FoCaCalibratorConfig as FoCaCalibratorConfig
 from cache_dit.caching.forecasters.freqca import FreqCaCalibratorConfig as FreqCaCalibratorConfig
 from cache_dit.caching.forecasters.hicache import HiCacheCalibratorConfig as HiCacheCalibratorConfig

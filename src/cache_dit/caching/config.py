@@ -24,6 +24,7 @@ from cache_dit.caching.options import (
     optional,
     options,
     real,
+    sequence_of,
     whole,
 )
 from cache_dit.errors import ConfigError, ConfigTypeError
@@ -91,6 +92,14 @@ class CacheConfig(Options):
             the pipeline's branch names or from the calls that share a timestep.
         cfg_compute_first: With two unnamed calls a step, the first is the unconditional one.
         cfg_diff_compute_separate: False: the later branch of a step takes the change measured by the first.
+        uncond_interval: Within the window, the unconditional branch is computed every so many steps alone. In
+            between its output is that of the conditional branch in the same step plus a forecast of their
+            difference (FasterCache, arXiv 2410.19355), or a forecast from its own past where it is called
+            first. The rest of this configuration goes on for what is computed. Needs a call for each branch;
+            costs one output and what the forecaster keeps. None (default): no branch is skipped whole.
+        uncond_window: Noise levels, a low and a high one, strictly between which that is done; where nothing
+            tells the noise level, shares of the run still to come. Early on the difference of the branches
+            changes fast. Default (0, 0.641), as in FasterCache's code.
         num_inference_steps: Steps of a run, for a transformer without a pipeline; None: read from the
             pipeline, or unknown.
         steps_computation_mask: 1 must compute, 0 may skip, for each step; replaces the warm-up. See
@@ -121,6 +130,8 @@ class CacheConfig(Options):
     enable_separate_cfg: bool | None = option(optional(flag), default=None)
     cfg_compute_first: bool = option(flag, default=False)
     cfg_diff_compute_separate: bool = option(flag, default=True)
+    uncond_interval: int | None = option(optional(whole(1)), default=None)
+    uncond_window: Sequence[float] = option(sequence_of(real(0.0, 1.0), 2), default=(0.0, 0.641))
     num_inference_steps: int | None = option(optional(whole(1)), default=None)
     steps_computation_mask: Sequence[int] | None = option(optional(_mask), default=None)
     steps_computation_policy: str = option(one_of("dynamic", "static"), default="dynamic")
@@ -133,6 +144,17 @@ class CacheConfig(Options):
         mask, total = self.steps_computation_mask, self.num_inference_steps
         if mask is not None and total is not None and self.force_refresh_step_hint is None:
             check_mask_length(mask, total)
+        self._check_uncond()
+
+    def _check_uncond(self) -> None:
+        window = self.uncond_window
+        if not window[0] < window[1]:
+            raise ConfigError(f"uncond_window is {tuple(window)}; give a low and a higher noise level.")
+        if self.uncond_interval is not None and self.enable_separate_cfg is False:
+            raise ConfigError(
+                f"uncond_interval is {self.uncond_interval} but enable_separate_cfg is False, so the "
+                "unconditional branch has no call of its own to be skipped; leave one of them out."
+            )
 
     @property
     def static(self) -> bool:
@@ -186,6 +208,8 @@ class CacheConfig(Options):
             text += f"_SCM{mask}_{self.steps_computation_policy}"
         if self.enable_separate_cfg is not None:
             text += f"_CFG{int(self.enable_separate_cfg)}"
+        if self.uncond_interval is not None:
+            text += f"_U{self.uncond_interval}"
         return text
 
     def label(self) -> str:
@@ -277,6 +301,11 @@ class CalibratorConfig(Options):
         """The forecaster of the main stream or of another one."""
         enabled = self.enable_calibrator if main else self.enable_encoder_calibrator
         return self.method() if enabled else Reuse()
+
+    def of_branches(self) -> Forecaster:
+        """The forecaster of the difference between the two branches of classifier-free guidance."""
+        made = self.forecaster(main=True)
+        return Reuse() if made.needs else made
 
     def method(self) -> Forecaster:
         """The forecaster that this configuration is about."""

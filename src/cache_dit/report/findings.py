@@ -15,6 +15,7 @@ from cache_dit.caching.attach.attachment import Attachment
 from cache_dit.caching.attach.override import is_covered
 from cache_dit.caching.attach.targets import compiled_of, uncompiled
 from cache_dit.caching.config import BasicCacheConfig, CacheConfig
+from cache_dit.caching.engine.plan import UNCOND
 from cache_dit.caching.maths.gate import Reason
 from cache_dit.report.flops import forward_flops
 from cache_dit.report.stats import CacheStats, stats_of
@@ -106,7 +107,7 @@ def _findings(attached: Attachment, *, compiled: bool) -> Iterator[tuple[Problem
         if not entry.cached_steps and not entry.cfg_cached_steps:
             problem, text = _never_cached(entry, setting.cache)
             yield problem, text if len(stats) == 1 else f"{' + '.join(entry.lists)}: {text}"
-    if text := _mixed_branches(attached, stats[0]):
+    if text := _mixed_branches(attached, stats[0]) or _no_uncond(attached, stats[0]):
         yield Problem.BRANCHES, text
     yield from ((Problem.NOT_COVERED, text) for text in _uncovered(attached))
 
@@ -176,6 +177,15 @@ def _mixed_branches(attached: Attachment, stats: CacheStats) -> str:
             "enable_separate_cfg=True, or name them: with transformer.cache_context('cond')."
         )
     return ""
+
+
+def _no_uncond(attached: Attachment, stats: CacheStats) -> str:
+    if attached.session.plan.uncond is None or UNCOND in stats.branches:
+        return ""
+    return (
+        "uncond_interval is set but no forward was that of the unconditional branch alone: guidance is off, "
+        "or both branches are in one batch, of which no half can be skipped; leave uncond_interval out."
+    )
 
 
 def _uncovered(attached: Attachment) -> Iterator[str]:

@@ -67,7 +67,8 @@ class CacheStats:
     @property
     def pruned(self) -> tuple[int, int] | None:
         """Blocks that were skipped, of how many decisions; None where blocks do not decide alone."""
-        several = len({step.segment for step in self.steps}) > 1
+        # A branch that is skipped whole has one decision, and then no other.
+        several = len(self.steps) > len({(step.branch, step.step) for step in self.steps})
         return (sum(step.verdict.skip for step in self.steps), len(self.steps)) if several else None
 
     def skipped(self, branch: int) -> list[int]:

@@ -10,6 +10,7 @@ from cache_dit.caching.attach.places import has_norm, inside_of, joined, opaque,
 from cache_dit.caching.config import BasicCacheConfig, CacheConfig, Place, Region
 from cache_dit.caching.engine.plan import Plan, Segment, Slot
 from cache_dit.caching.engine.ports import Port, Ports
+from cache_dit.caching.gates.uncond import uncond_policy
 from cache_dit.caching.maths.gate import Policy, Signal
 from cache_dit.caching.models.row import modules_at
 from cache_dit.errors import ConfigError, PatternError
@@ -23,6 +24,8 @@ _RUN_WIDE = (
     "force_refresh_step_hint",
     "force_refresh_step_policy",
     "max_live_requests",
+    "uncond_interval",
+    "uncond_window",
 )
 
 
@@ -40,9 +43,12 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
     """
     _check_distinct(lists)
     segments, whole = _segments(lists, settings)
-    shared = settings[0].cache
+    shared, uncond = settings[0].cache, None
     for setting in settings[1:]:
         _check_same_run(shared, setting.cache)
+    if segments and shared.uncond_interval is not None:
+        uncond = Slot(len(segments), 0, None)
+        segments.append(_uncond(lists, settings[0], len(segments)))
     names, row = parameters_of(lists.model), lists.row
     masks = [setting.cache.steps_computation_mask for setting in settings]
     checked = shared.force_refresh_step_hint is None and not shares_run
@@ -66,6 +72,7 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
         estimates=estimating is not None,
         trajectory=None if estimating is None else estimating.known_trajectory,
         whole=whole,
+        uncond=uncond,
         parameters=names,
         bypass=row.bypass,
         controls=tuple(Port(name, names.index(name)) for name in row.controls),
@@ -121,6 +128,13 @@ def _segments(lists: Lists, settings: Sequence[Setting]) -> tuple[list[Segment],
     return segments, None
 
 
+def _uncond(lists: Lists, setting: Setting, number: int) -> Segment:
+    """The unconditional branch as one segment, which has the given number."""
+    policy = uncond_policy(setting.cache)
+    made = opaque(lists.model, "unconditional branch", setting, policy, number, residual=True)
+    return dataclasses.replace(made, forecasters=(setting.calibrator.of_branches(),))
+
+
 def _parts(
     lists: Lists, number: int, setting: Setting, start: int, tail: int, place: int, leads: bool, last: bool
 ) -> Iterator[Segment]:
@@ -148,7 +162,10 @@ def _parts(
 
 
 def _reads_noise(segment: Segment) -> bool:
-    return segment.sigma_axis or (segment.policy is not None and segment.policy.gate.needs_noise)
+    asked = [forecaster.needs_noise for forecaster in segment.forecasters if forecaster is not None]
+    return (
+        segment.sigma_axis or any(asked) or (segment.policy is not None and segment.policy.gate.needs_noise)
+    )
 
 
 def _check_whole(setting: Setting) -> None:

@@ -38,6 +38,8 @@ class SegmentRun:
         keeps_signal: The signal of this step may be what that of the next one is compared with.
         flow: Present on the first forward, to check the declared data flow.
         latent: The first tensor that entered the transformer.
+        guide: For a branch as a whole, what stands for its entry: the other branch's output in this step, one
+            entry for each tensor; none where it is not known yet.
         change: Change taken over from another branch of the step; None: measured here.
         segment: Its plan.
         skipping: The blocks inside hand their inputs through; read by every block call.
@@ -53,6 +55,7 @@ class SegmentRun:
     keeps_signal: bool
     flow: FlowCheck | None
     latent: Tensor | None = None
+    guide: tuple[Any, ...] | None = None
     change: float | None = None
     segment: Segment = field(init=False)
     skipping: bool = False
@@ -194,6 +197,7 @@ class SegmentRun:
     def _enter(self, block: nn.Module, args: Arguments, kwargs: Keywords) -> None:
         values, known = self._values, self.verdict
         entry = tensors_of(args, kwargs) if self.segment.opaque else self.segment.ports.read(args, kwargs)
+        entry = entry if self.guide is None else self.guide
         fits = values.fits(entry)
         signal = self._signal(block, entry, args, kwargs) if known is None and self._measures() else None
         if signal is not None:

@@ -15,6 +15,9 @@ from cache_dit.caching.maths.forecaster import Forecaster
 from cache_dit.caching.maths.gate import Policy, Signal
 from cache_dit.caching.maths.trajectory import Trajectory
 
+COND, UNCOND = "cond", "uncond"
+"""Names of the branches of classifier-free guidance, as diffusers' pipelines give them."""
+
 Modulate = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 
 
@@ -127,6 +130,7 @@ class Plan:
         budget: Most bytes that the forecasts of one branch may keep; None: no limit.
         reads_noise: The noise level of a step is needed, so it is read from the scheduler or the timestep.
         whole: The segment whose one block is the transformer itself; None: there is none.
+        uncond: The same for the unconditional branch alone, around all others and the last of them; likewise.
         estimates: Outputs are corrected by the best linear estimate, see `engine.estimation`.
         trajectory: What that is made from; None: what is expected of any model.
     """
@@ -150,6 +154,7 @@ class Plan:
     estimates: bool = False
     trajectory: Trajectory | None = None
     whole: Slot | None = None
+    uncond: Slot | None = None
     blocks: dict[nn.Module, Slot] = field(init=False)
     slots: dict[nn.Module, Slot] = field(init=False)
 
@@ -157,7 +162,7 @@ class Plan:
         blocks: dict[nn.Module, Slot] = {}
         slots: dict[nn.Module, Slot] = {}
         for number, segment in enumerate(self.segments):
-            if self.whole is not None and number == self.whole.segment:
+            if number in self.around:
                 continue
             echo = segment.ports.echo()
             for index, block in enumerate(segment.blocks):
@@ -169,3 +174,13 @@ class Plan:
                     slots[block] = blocks[block]
         object.__setattr__(self, "blocks", blocks)
         object.__setattr__(self, "slots", slots)
+
+    @property
+    def around(self) -> dict[int, Slot]:
+        """The segments, by number, whose one block is the transformer itself, the outer one last."""
+        return {slot.segment: slot for slot in (self.whole, self.uncond) if slot is not None}
+
+    def segments_of(self, branch: str) -> tuple[Segment, ...]:
+        """The segments that a branch has."""
+        others = self.uncond is not None and branch != UNCOND
+        return self.segments[:-1] if others else self.segments

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from cache_dit.caching.engine.clock import Clock, Tick
 from cache_dit.caching.engine.condition import Watch
 from cache_dit.caching.engine.estimation import Estimation
 from cache_dit.caching.engine.flow import FlowCheck
 from cache_dit.caching.engine.forward import Frame, SegmentRun, current_frame, first_tensor
-from cache_dit.caching.engine.plan import Plan
+from cache_dit.caching.engine.plan import COND, UNCOND, Plan, Slot
 from cache_dit.caching.engine.ports import Arguments, Keywords
 from cache_dit.caching.engine.records import RunRecord, StepRecord
 from cache_dit.caching.engine.requests import LiveRuns, Noise, Request, branch_name
@@ -38,6 +38,7 @@ class RunState:
     positions: dict[str | int, int] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
     changes: dict[int, float | None] = field(default_factory=dict)
+    guide: tuple[int, tuple[Any, ...]] | None = None
     estimations: dict[str | int, Estimation] = field(default_factory=dict)
     marker: float | None = None
     largest: float = 0.0
@@ -95,7 +96,7 @@ class Session:
         if restart:
             state.estimations.pop(tick.branch, None)
         if restart or tick.branch not in state.branches:
-            state.branches[tick.branch] = [SegmentState(segment) for segment in self.plan.segments]
+            state.branches[tick.branch] = [SegmentState(one) for one in self.plan.segments_of(label)]
         segments = state.branches[tick.branch]
         condition = state.watch.condition(model, self.plan.controls, args, kwargs)
         switched = resumed or state.conditions.setdefault(tick.branch, condition) != condition
@@ -118,7 +119,11 @@ class Session:
             runs = self._runs(state, segments, place, reason, args, kwargs)
             output, _ = self._call(runs, call, model, args, kwargs)
         self._verified = True
-        self._note(state, tick, label, runs)
+        if self.plan.uncond is not None:
+            state.guide = (step, _kept(output)) if label == COND else None
+        reached = self._reached(runs)
+        self._note(state, tick, label, reached)
+        runs = list(reached.values())
         if self.plan.estimates:
             output = self._estimated(state, tick, output, runs)
         if self.plan.budget is not None:
@@ -126,6 +131,7 @@ class Session:
         if state.is_over(tick.step + 1):
             del state.branches[tick.branch]
             if not state.branches:
+                state.guide = None
                 self.live.release(state)
         return output
 
@@ -234,7 +240,10 @@ class Session:
             keeps_signal = observes and watches and _may_skip(policy, at.step, 1, state.total)
             flow = None if self._verified or segment.opaque else FlowCheck(segment)
             latent = first_tensor(args, kwargs) if segment.signal is Signal.LATENT else None
-            runs.append(SegmentRun(kept, at, known, leader, observes, keeps_signal, flow, latent))
+            guide = None
+            if self.plan.uncond is not None and len(runs) == self.plan.uncond.segment:
+                guide = state.guide[1] if state.guide is not None and state.guide[0] == at.step else ()
+            runs.append(SegmentRun(kept, at, known, leader, observes, keeps_signal, flow, latent, guide))
         return runs
 
     def _share(self, state: RunState, tick: Tick, runs: list[SegmentRun]) -> None:
@@ -258,28 +267,31 @@ class Session:
         # The first forward visits every block, to check the declared data flow. Asked of the runs, since
         # another thread may have ended its first forward meanwhile.
         slots = self.plan.blocks if any(run.flow is not None for run in runs) else self.plan.slots
-        whole = self.plan.whole
+        for number, slot in self.plan.around.items():
+            call = _around(runs[number], slot, call) if number < len(runs) else call
         token = current_frame.set(Frame(slots, runs))
         try:
-            if whole is None:
-                output = call(model, *args, **kwargs)
-            else:
-                output = runs[whole.segment].visit(whole, call, model, args, kwargs)
+            output = call(model, *args, **kwargs)
         finally:
             current_frame.reset(token)
         # A list, since every run has to be ended.
         return output, all([run.finish() for run in runs])
 
-    def _note(self, state: RunState, tick: Tick, label: str, runs: list[SegmentRun]) -> None:
-        whole = self.plan.whole
-        if whole is not None and (verdict := runs[whole.segment].settle()).skip:
-            # Nothing inside was reached.
-            state.record.steps.append(StepRecord(label, tick.step, whole.segment, verdict))
-            return
-        for number, run in enumerate(runs):
+    def _reached(self, runs: list[SegmentRun]) -> dict[int, SegmentRun]:
+        """The runs by number; where all of the transformer was skipped, that one alone."""
+        for number in reversed(self.plan.around):
+            if number < len(runs) and runs[number].settle().skip:
+                return {number: runs[number]}
+        return dict(enumerate(runs))
+
+    def _note(self, state: RunState, tick: Tick, label: str, runs: dict[int, SegmentRun]) -> None:
+        uncond = self.plan.uncond
+        for number, run in runs.items():
             verdict = run.settle()
             state.changes[number] = verdict.change
-            state.record.steps.append(StepRecord(label, tick.step, number, verdict))
+            # A branch that was computed has the records of what is inside.
+            if verdict.skip or uncond is None or number != uncond.segment:
+                state.record.steps.append(StepRecord(label, tick.step, number, verdict))
         if any(segment.grown for branch in state.branches.values() for segment in branch):
             state.record.state_bytes = max(state.record.state_bytes, self._bytes(state))
 
@@ -321,8 +333,17 @@ class Session:
         if isinstance(branch, str):
             return branch
         if self.plan.calls_per_step == 2:
-            return "uncond" if (branch == 0) == self.plan.first_is_uncond else "cond"
+            return UNCOND if (branch == 0) == self.plan.first_is_uncond else COND
         return "" if branch == 0 else f"call {branch}"
+
+
+def _kept(output: Any) -> tuple[Any, ...]:
+    """What is in an output, with copies of its tensors, since the pipeline may write into them."""
+    return tuple(leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(output))
+
+
+def _around(run: SegmentRun, slot: Slot, call: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda model, *args, **kwargs: run.visit(slot, call, model, args, kwargs)
 
 
 def _noise_index(state: RunState, tick: Tick) -> int:

@@ -21,6 +21,9 @@ class Forecaster(ABC):
     needs: ClassVar[frozenset[Signal]] = frozenset()
     """Signals of which the gate must take one, for it to be in `at.signal`; empty: it makes do without."""
 
+    needs_noise: ClassVar[bool] = False
+    """Whether it needs the noise level of a step, `at.sigma`."""
+
     @property
     @abstractmethod
     def memory(self) -> int:
