@@ -6,6 +6,7 @@
 >>> cache_dit.summary(pipe)
 """
 
+from cache_dit import presets
 from cache_dit._version import __version__
 from cache_dit.api import disable_cache, enable_cache, refresh_context
 from cache_dit.caching.block_adapters import (
@@ -14,19 +15,41 @@ from cache_dit.caching.block_adapters import (
     ForwardPattern,
     ParamsModifier,
 )
-from cache_dit.caching.config import (
+from cache_dit.caching.catalogue import (
     BasicCacheConfig,
-    CacheConfig,
-    CacheType,
     CalibratorConfig,
     DBCacheConfig,
-    Place,
+    DBPruneConfig,
+    DeltaDiTConfig,
+    DiCacheCalibratorConfig,
+    DiCacheConfig,
+    DMDCalibratorConfig,
+    EasyCacheConfig,
+    FasterCacheCalibratorConfig,
+    FoCaCalibratorConfig,
+    FreqCaCalibratorConfig,
+    GrowingIntervalConfig,
+    HiCacheCalibratorConfig,
+    IntervalConfig,
+    MagCacheConfig,
+    PABConfig,
+    ScheduleConfig,
+    SeaCacheConfig,
+    SpeCaConfig,
+    SpectrumCalibratorConfig,
+    SurpriseConfig,
+    TaylorSeerCalibratorConfig,
+    TeaCacheConfig,
+    TrajectoryCalibratorConfig,
 )
+from cache_dit.caching.config import CacheConfig, CacheType, Place
 from cache_dit.caching.engine.requests import Request
-from cache_dit.caching.forecasters.taylorseer import TaylorSeerCalibratorConfig
 from cache_dit.caching.maths.masks import steps_mask
+from cache_dit.caching.maths.schedule import Schedule
+from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.caching.patch_functors import PatchFunctor
 from cache_dit.errors import CacheDiTError
+from cache_dit.presets import Preset
 from cache_dit.report import (
     CacheStats,
     Finding,
@@ -39,6 +62,7 @@ from cache_dit.report import (
 
 NONE = CacheType.NONE
 DBCache = CacheType.DBCache
+DBPrune = CacheType.DBPrune
 
 get_adapter = BlockAdapterRegister.get_adapter
 
@@ -61,8 +85,23 @@ __all__ = [
     "CalibratorConfig",
     "DBCache",
     "DBCacheConfig",
+    "DBPrune",
+    "DBPruneConfig",
+    "DMDCalibratorConfig",
+    "DeltaDiTConfig",
+    "DiCacheCalibratorConfig",
+    "DiCacheConfig",
+    "EasyCacheConfig",
+    "FasterCacheCalibratorConfig",
     "Finding",
+    "FoCaCalibratorConfig",
     "ForwardPattern",
+    "FreqCaCalibratorConfig",
+    "GrowingIntervalConfig",
+    "HiCacheCalibratorConfig",
+    "IntervalConfig",
+    "MagCacheConfig",
+    "PABConfig",
     "ParamsModifier",
     "PatchFunctor",
     "Pattern_0",
@@ -72,13 +111,24 @@ __all__ = [
     "Pattern_4",
     "Pattern_5",
     "Place",
+    "Preset",
     "Request",
+    "Schedule",
+    "ScheduleConfig",
+    "SeaCacheConfig",
+    "SpeCaConfig",
+    "SpectrumCalibratorConfig",
+    "SurpriseConfig",
     "TaylorSeerCalibratorConfig",
+    "TeaCacheConfig",
+    "Trajectory",
+    "TrajectoryCalibratorConfig",
     "__version__",
     "diagnose",
     "disable_cache",
     "enable_cache",
     "get_adapter",
+    "presets",
     "refresh_context",
     "steps_mask",
     "strify",
