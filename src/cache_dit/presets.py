@@ -21,6 +21,8 @@ from cache_dit.caching.forecasters.freqca import FreqCaCalibratorConfig
 from cache_dit.caching.forecasters.hicache import HiCacheCalibratorConfig
 from cache_dit.caching.forecasters.spectrum import SpectrumCalibratorConfig
 from cache_dit.caching.forecasters.taylorseer import TaylorSeerCalibratorConfig
+from cache_dit.caching.forecasters.trajectory import TrajectoryCalibratorConfig
+from cache_dit.caching.gates.budget import BudgetConfig
 from cache_dit.caching.gates.delta_dit import DeltaDiTConfig
 from cache_dit.caching.gates.dicache import DiCacheConfig
 from cache_dit.caching.gates.easycache import EasyCacheConfig
@@ -35,7 +37,8 @@ from cache_dit.caching.gates.speca import SpeCaConfig
 from cache_dit.caching.gates.teacache import FLUX_COEFFICIENTS, TeaCacheConfig
 from cache_dit.caching.maths.masks import steps_mask
 from cache_dit.caching.maths.schedule import Schedule
-from cache_dit.caching.options import one_of, optional
+from cache_dit.caching.maths.trajectory import Trajectory
+from cache_dit.caching.options import one_of, optional, real
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,24 @@ class Preset:
         """
         cache = self.cache_config
         return replace(self, cache_config=cache.updated(cache.reset(**changed)))
+
+
+def trajectory(compute: float = 0.5, measured: Trajectory | None = None) -> Preset:
+    """The best linear estimate of the latent from a share of the steps (this project).
+
+    Args:
+        compute: Share of the steps to compute: 0.5, 0.4, 0.33 and 0.25 are 2 to 4 times less FLOPs.
+        measured: What `cache_dit.tune.calibrate` has found of the model; the steps are then chosen for it,
+            which takes some seconds. None: what is expected of any model.
+            At another number of steps than it was measured with, the choice is stretched.
+    """
+    estimate = TrajectoryCalibratorConfig(trajectory=measured)
+    if measured is None:
+        return Preset(BudgetConfig(compute=compute), estimate)
+    real(0.0, 1.0)("compute", compute)
+    computed = measured.schedule(max(2, round(compute * measured.steps)))
+    schedule = Schedule(total=measured.steps, computed=computed, model=measured.model, method="trajectory")
+    return Preset(ScheduleConfig(place=Place.OUTPUT, schedule=schedule), estimate)
 
 
 def fbcache(threshold: float = 0.08) -> Preset:

@@ -14,6 +14,7 @@ from cache_dit.caching.forecasters.hicache import HiCacheCalibratorConfig as HiC
 from cache_dit.caching.forecasters.spectrum import SpectrumCalibratorConfig as SpectrumCalibratorConfig
 from cache_dit.caching.forecasters.taylorseer import TaylorSeerCalibratorConfig as TaylorSeerCalibratorConfig
 from cache_dit.caching.forecasters.trajectory import TrajectoryCalibratorConfig as TrajectoryCalibratorConfig
+from cache_dit.caching.gates.budget import BudgetConfig as BudgetConfig
 from cache_dit.caching.gates.delta_dit import DeltaDiTConfig as DeltaDiTConfig
 from cache_dit.caching.gates.dicache import DiCacheConfig as DiCacheConfig
 from cache_dit.caching.gates.easycache import EasyCacheConfig as EasyCacheConfig

@@ -60,7 +60,9 @@ def part_of(
     # Where two lists take turns, both ends are in the layout of the first.
     stop = region.stop * flow.period - (flow.period - 1)
     policy = region.policy if leader is None else None
-    known = blocks[first * flow.period : stop + verifies]
+    # A list in one region is known to its end, so that its data flow is checked there too.
+    whole = first == 0 and setting.cache.place is Place.MIDDLE and not setting.cache.each_region_decides
+    known = blocks if whole else blocks[first * flow.period : stop + verifies]
     return Segment(
         paths=(flow.label,),
         blocks=known,

@@ -66,10 +66,11 @@ class Trajectory:
 
     @classmethod
     def expected(cls, sigmas: Sequence[float]) -> Trajectory:
-        """What is expected of a model that was not calibrated: outputs are a smooth function of the noise level.
+        """What is expected of a model that was not calibrated: a smooth function of the noise level.
 
-        `G_ij = 10 + (1 + r) exp(-r)`, `r = sqrt(3) |z_i - z_j| / 3`, `z = log((1.01 - sigma) / (sigma + 0.01))`: the
-        Matern 3/2 kernel of Gaussian processes, once differentiable, in the log signal-to-noise ratio.
+        `G_ij = 10 + (1 + r) exp(-r)`, `r = sqrt(3) |z_i - z_j| / 3`, `z = log((1.01 - sigma) / (sigma +
+        0.01))`: the Matern 3/2 kernel of Gaussian processes, once differentiable, in the log signal-to-noise
+        ratio.
         """
         levels = torch.tensor(sigmas, dtype=torch.float64)[:-1].clamp(0.0, 1.0)
         ratio = ((1.0 + _MARGIN - levels) / (levels + _MARGIN)).log()
@@ -138,7 +139,8 @@ class Trajectory:
         """
         if not 2 <= computed <= self.steps:
             raise ConfigError(f"computed is {computed} of {self.steps} steps; give 2 to {self.steps}.")
-        best = min((self._descended(start) for start in _starts(self.steps, computed)), key=self.error)
+        starts = sorted(_starts(self.steps, computed), key=self.error)[:3]
+        best = min(map(self._descended, starts), key=self.error)
         return tuple(sorted(best))
 
     def error(self, computed: Sequence[int] | frozenset[int]) -> float:
