@@ -12,6 +12,7 @@ from cache_dit import (
     CalibratorConfig,
     DBCacheConfig,
     TaylorSeerCalibratorConfig,
+    TrajectoryCalibratorConfig,
     disable_cache,
     enable_cache,
     presets,
@@ -29,6 +30,7 @@ _FILLED: dict[str, CalibratorConfig] = {
     "reuse": CalibratorConfig(),
     "Taylor 1": TaylorSeerCalibratorConfig(taylorseer_order=1),
     "Taylor 2": TaylorSeerCalibratorConfig(taylorseer_order=2),
+    "estimate": TrajectoryCalibratorConfig(),
 }
 _THRESHOLDS = (0.06, 0.08, 0.1, 0.12, 0.16, 0.2, 0.24, 0.3, 0.4)
 _INTERVALS = (2, 3, 4, 5, 6, 7, 8)
@@ -71,6 +73,7 @@ def _dynamic_mask(filled: str, cell: Cell, policy: str) -> Preset:
 
 
 _LINES: tuple[Line, ...] = (
+    _line("Trajectory", presets.trajectory, (0.6, 0.5, 0.4, 1 / 3, 0.3, 0.25, 0.22), fixed=True),
     *(
         _line(
             f"DBCache {filled}, warm-up {warmup}",
