@@ -11,6 +11,7 @@ PUBLIC = {
     "BasicCacheConfig",
     "BlockAdapter",
     "BlockAdapterRegister",
+    "BudgetConfig",
     "CacheConfig",
     "CacheDiTError",
     "CacheStats",

@@ -17,6 +17,7 @@ from cache_dit.caching.block_adapters import (
 )
 from cache_dit.caching.catalogue import (
     BasicCacheConfig,
+    BudgetConfig,
     CalibratorConfig,
     DBCacheConfig,
     DBPruneConfig,
@@ -78,6 +79,7 @@ __all__ = [
     "BasicCacheConfig",
     "BlockAdapter",
     "BlockAdapterRegister",
+    "BudgetConfig",
     "CacheConfig",
     "CacheDiTError",
     "CacheStats",

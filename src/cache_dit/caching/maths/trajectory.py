@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cache_dit.caching.maths.placement import Model, best_steps
 from cache_dit.errors import ConfigError
 
 # The kernel for models of which nothing is known: Matern 3/2 over the log signal-to-noise ratio, kept finite
@@ -109,7 +110,7 @@ class Trajectory:
             )
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(
-                f"{path} is no trajectory ({error}); make one with cache_dit.calibrate."
+                f"{path} is no trajectory ({error}); make one with cache_dit.tune.calibrate."
             ) from error
         if not known:
             raise ConfigError(f"{path} has the format {content['format']!r}; this version reads {_FORMAT!r}.")
@@ -132,40 +133,15 @@ class Trajectory:
     def schedule(self, computed: int) -> tuple[int, ...]:
         """The computed steps, that many with the first one, from which the last latent is best estimated.
 
-        By local search: single steps are moved by up to three places while that lowers the expected error.
+        By local search, see `caching.maths.placement`.
 
         Raises:
             ConfigError: There are not so many steps.
         """
         if not 2 <= computed <= self.steps:
             raise ConfigError(f"computed is {computed} of {self.steps} steps; give 2 to {self.steps}.")
-        starts = sorted(_starts(self.steps, computed), key=self.error)[:3]
-        best = min(map(self._descended, starts), key=self.error)
-        return tuple(sorted(best))
-
-    def error(self, computed: Sequence[int] | frozenset[int]) -> float:
-        """Expected squared error of the last latent, relative to its way, where these are computed."""
-        estimator, steps = Estimator(self), sorted(computed)
-        for place, step in enumerate(steps):
-            estimator.measured(step)
-            after = steps[place + 1] if place + 1 < len(steps) else self.steps
-            estimator.weights(after)
-        return estimator.doubt
-
-    def _descended(self, start: frozenset[int]) -> frozenset[int]:
-        best, lowest = start, self.error(start)
-        while True:
-            moved = [
-                (best - {step}) | {other}
-                for step in best
-                if step > 0
-                for other in range(max(1, step - 3), min(self.steps, step + 4))
-                if other not in best
-            ]
-            found = min(moved, key=self.error, default=best)
-            if self.error(found) >= lowest * (1.0 - 1e-6):
-                return best
-            best, lowest = found, self.error(found)
+        strides = torch.tensor(self.sigmas, dtype=torch.float64).diff()
+        return best_steps(Model(self.gram, strides, _RESPONSE, _NOISE, _RIDGE), computed)
 
 
 class Estimator:
@@ -174,9 +150,6 @@ class Estimator:
     Args:
         trajectory: At the noise levels of the run.
         first: Step with which the run begins.
-
-    Attributes:
-        doubt: Expected squared error of the latest estimate, relative to how far a run moves.
     """
 
     def __init__(self, trajectory: Trajectory, *, first: int = 0) -> None:
@@ -190,7 +163,6 @@ class Estimator:
         self._place = self._moved[first]
         self._rows: list[Tensor] = []
         self._noise: list[float] = []
-        self.doubt = 0.0
 
     def measured(self, step: int) -> None:
         """The output of this step was computed, with the latent where it was estimated to be last."""
@@ -199,7 +171,7 @@ class Estimator:
         row = _RESPONSE * error
         row[step] += 1.0
         self._rows.append(row)
-        self._noise.append(_NOISE**2 * self._square(error))
+        self._noise.append(_NOISE**2 * max(float(error @ self._gram @ error), 0.0))
 
     def exact(self, step: int) -> bool:
         """Whether everything up to this step, and the step itself, was computed."""
@@ -217,24 +189,4 @@ class Estimator:
         kernel.diagonal().mul_(1.0 + _RIDGE)
         found = torch.linalg.solve(kernel, onto @ target)
         self._place = found @ rows
-        self.doubt = self._square(self._place - target) + float(found.square() @ noise)
-        self.doubt /= self._square(self._moved[-1])
         return [float(weight) for weight in found]
-
-    def _square(self, coefficients: Tensor) -> float:
-        return max(float(coefficients @ self._gram @ coefficients), 0.0)
-
-
-def _starts(steps: int, computed: int) -> list[frozenset[int]]:
-    """Schedules to begin the search with: a few first steps, then growing gaps."""
-    made = []
-    for first in range(2, min(5, computed - 1) + 1):
-        for power in (1.0, 1.5, 2.0):
-            rest = computed - first
-            places = (first + (steps - 1 - first) * ((i + 1) / rest) ** power for i in range(rest))
-            chosen = set(range(first)) | {round(place) for place in places}
-            free = (step for step in range(steps) if step not in chosen)
-            while len(chosen) < computed:
-                chosen.add(next(free))
-            made.append(frozenset(chosen))
-    return made or [frozenset(range(computed))]
