@@ -8,8 +8,9 @@ import random
 import pytest
 import torch
 
+from cache_dit.caching.maths import trajectory
 from cache_dit.caching.maths.placement import Model, best_steps
-from cache_dit.caching.maths.trajectory import Trajectory
+from cache_dit.caching.maths.trajectory import Estimator, Trajectory
 
 
 def sigmas(steps: int, shift: float = 2.0) -> tuple[float, ...]:
@@ -24,13 +25,29 @@ def model(steps: int) -> Model:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 11, 12])
-def test_errors_are_those_of_the_estimator(count: int) -> None:
-    rng, steps, trajectory = random.Random(count), 12, Trajectory.expected(sigmas(12))
-    schedules = [[0, *sorted(rng.sample(range(1, steps), count - 1))] for _ in range(8)]
-    way = model(steps).strides @ trajectory.gram @ model(steps).strides
-    found = model(steps).errors(torch.tensor(schedules)) / way
-    expected = [trajectory.error(schedule) for schedule in schedules]
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-10)
+def test_errors_are_those_that_the_estimator_makes(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a response to errors, and without noise: on outputs with just these inner products."""
+    monkeypatch.setattr(trajectory, "_RESPONSE", 0.0)
+    monkeypatch.setattr(trajectory, "_NOISE", 0.0)
+    steps, known = 12, model(12)._replace(response=0.0, noise=0.0)
+    outputs = torch.linalg.cholesky(known.gram)
+    rng = random.Random(count)
+    for _ in range(5):
+        schedule = [0, *sorted(rng.sample(range(1, steps), count - 1))]
+        estimator = Estimator(Trajectory.expected(sigmas(steps)))
+        for step in schedule:
+            estimator.measured(step)
+        estimate = torch.tensor(estimator.weights(steps)).double() @ outputs[schedule]
+        error = (estimate - known.strides @ outputs).square().sum()
+        found = known.errors(torch.tensor([schedule]))[0]
+        torch.testing.assert_close(found, error, rtol=1e-3, atol=1e-9)
+
+
+def test_what_was_missed_is_noise_in_the_next_outputs() -> None:
+    schedules = torch.tensor([[0, 1, 4, 8], [0, 1, 2, 11]])
+    quiet, noisy = (model(12)._replace(noise=noise).errors(schedules) for noise in (0.0, 2.0))
+    assert bool((noisy > quiet).all())
+    assert float(noisy[0] / quiet[0]) > 1.2
 
 
 @pytest.mark.parametrize("count", [2, 4, 6])

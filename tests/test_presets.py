@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import cache_dit
 from cache_dit import presets
 from cache_dit.caching.maths.schedule import Schedule
+from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.demo import PROMPTS, generate, load_pipeline
 from cache_dit.errors import ConfigError, ConfigTypeError
 from cache_dit.presets import Preset
@@ -21,6 +23,7 @@ RATIOS = tuple(1.0 - 0.02 * step for step in range(STEPS))
 
 # Name -> how it is made for the runs, its short form, that of its forecaster.
 MADE: dict[str, tuple[Callable[[], Preset], str, str]] = {
+    "trajectory": (presets.trajectory, "F0B0_W0I1M0MC0_C0.5_OUTPUT", "E0"),
     "fbcache": (lambda: presets.fbcache(0.2), "F1B0_W0I1M0MC0_R0.2", "T0O0"),
     "dbcache": (lambda: presets.dbcache("M"), "F1B0_W4I1M0MC6_R0.24", "T0O0"),
     "dbcache_taylorseer": (presets.dbcache_taylorseer, "F1B0_W4I1M0MC4_R0.2", "T1O1"),
@@ -102,6 +105,16 @@ def test_every_preset_runs_and_skips_something(pipe: Any, name: str) -> None:
 )
 def test_the_sizes_of_dbcache_are_the_published_ones(size: str, short: str) -> None:
     assert presets.dbcache(size).cache_config.strify() == short
+
+
+def test_a_measured_trajectory_chooses_the_steps() -> None:
+    sigmas = tuple(1.0 - step / STEPS for step in range(STEPS + 1))
+    measured = replace(Trajectory.expected(sigmas), model="Flux", pictures=8)
+    preset = presets.trajectory(0.4, measured)
+    assert preset.cache_config.strify() == "F0B0_W0I1M0MC0_S4of10_OUTPUT"
+    assert preset.calibrator_config.strify() == "E8"
+    assert preset.cache_config.schedule.computed == measured.schedule(4)
+    assert preset.cache_config.schedule.model == "Flux"
 
 
 def test_a_preset_can_be_changed() -> None:

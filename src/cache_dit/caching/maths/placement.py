@@ -30,30 +30,36 @@ class Model(NamedTuple):
     ridge: float
 
     def errors(self, schedules: Tensor) -> Tensor:
-        """[B]: expected squared errors of the last latent; `schedules` [B, n] are rising steps from 0."""
+        """[B]: expected squared errors of the last latent; `schedules` [B, n] are rising steps from 0.
+
+        The noise of the outputs counts with its amplitude, and so does the noise that follows from it: what is
+        off in one run is off in one direction. Schedules chosen so were better on the demo model than those
+        for independent noise, mostly in the worst pictures.
+        """
         (batch, count), total = schedules.shape, len(self.strides)
         # Row t: how far the latent has come before step t, over the outputs; then the same as estimated.
         ways = torch.ones(total + 1, total, dtype=torch.float64).tril(-1) * self.strides
         place = torch.zeros(batch, total, dtype=torch.float64)
         rows = torch.zeros(batch, count, total, dtype=torch.float64)
         noise = torch.zeros(batch, count, dtype=torch.float64)
+        unknown = torch.zeros(batch, dtype=torch.float64)
         after = torch.cat([schedules[:, 1:], torch.full((batch, 1), total)], dim=1)
         for number in range(count):
             step, known = schedules[:, number], number + 1
             missed = place - ways[step]
             rows[:, number] = self.response * missed
             rows[torch.arange(batch), number, step] += 1.0
-            noise[:, number] = self.noise**2 * self._squares(missed)
+            noise[:, number] = self.noise * (self._squares(missed) + unknown).sqrt()
             onto = rows[:, :known] @ self.gram
-            kernel = onto @ rows[:, :known].mT + noise[:, :known].diag_embed()
+            kernel = onto @ rows[:, :known].mT + noise[:, :known].square().diag_embed()
             kernel.diagonal(dim1=1, dim2=2).mul_(1.0 + self.ridge)
             target = ways[after[:, number]]
             weights = torch.linalg.solve(kernel, (onto @ target[..., None])[..., 0])
-            place = (weights[:, None] @ rows[:, :known])[:, 0]
             # As long as every step is computed nothing has to be estimated.
             exact = after[:, number] == known
-            place = torch.where(exact[:, None], target, place)
-        return self._squares(place - ways[-1]) + torch.where(exact, 0.0, (weights**2 * noise).sum(1))
+            place = torch.where(exact[:, None], target, (weights[:, None] @ rows[:, :known])[:, 0])
+            unknown = torch.where(exact, 0.0, (weights.abs() * noise[:, :known]).sum(1).square())
+        return self._squares(place - ways[-1]) + unknown
 
     def _squares(self, coefficients: Tensor) -> Tensor:
         return ((coefficients @ self.gram) * coefficients).sum(1).clamp_min(0.0)
