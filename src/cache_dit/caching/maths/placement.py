@@ -32,7 +32,7 @@ class Model(NamedTuple):
     def errors(self, schedules: Tensor) -> Tensor:
         """[B]: expected squared errors of the last latent; `schedules` [B, n] are rising steps from 0.
 
-        The noise of the outputs counts with its amplitude, and so does the noise that follows from it: what is
+        The noise of the outputs counts with its amplitude, and so does what follows from it: what is
         off in one run is off in one direction. Schedules chosen so were better on the demo model than those
         for independent noise, mostly in the worst pictures.
         """
