@@ -89,7 +89,7 @@ def test_cached_runs_repeat_and_disabling_gives_the_pipeline_back(tiny: TinyPipe
 
 def test_defaults_fit_short_lists() -> None:
     pipe = enable_cache(QWEN_IMAGE_PIPELINE.build())
-    assert strify(pipe) == "DBCache_F3B0_W8I1M0MC0_R0.08_T0O0"
+    assert strify(pipe) == "DBCache_F3B0_W8I1M0MC0_R0.08_E0"
     assert torch.equal(QWEN_IMAGE_PIPELINE.call(pipe, 0, STEPS), uncached(QWEN_IMAGE_PIPELINE))
 
 

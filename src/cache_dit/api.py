@@ -16,6 +16,7 @@ from cache_dit.caching.attach.timeline import pipeline_request
 from cache_dit.caching.block_adapters.adapter import ParamsModifier
 from cache_dit.caching.block_adapters.register import adapter_of
 from cache_dit.caching.config import CacheConfig, CalibratorConfig
+from cache_dit.caching.forecasters.trajectory import TrajectoryCalibratorConfig
 from cache_dit.caching.options import Override, instance_of, optional, reject_unknown
 from cache_dit.errors import ConfigError
 from cache_dit.presets import Preset
@@ -41,7 +42,9 @@ def enable_cache(
         cache_config: What is skipped and when, or a preset of `cache_dit.presets`, which also says what a
             skipped segment is filled with. None: `DBCacheConfig()`, with fewer first blocks where the
             first list has less than 16.
-        calibrator_config: What a skipped segment is filled with. None: the last computed value again.
+        calibrator_config: What a skipped segment is filled with. None: the last computed value again; where
+            `cache_config` is None too, `TrajectoryCalibratorConfig()`, which was nearest to the uncached
+            pictures at the same computed steps (bench/results/compare.md).
         params_modifiers: Changes for single block lists, one for each: every list then decides for itself,
             where otherwise the first list decides for all. With several transformers, one for each
             transformer or one for each list.
@@ -67,7 +70,8 @@ def enable_cache(
         calibrator_config = calibrator_config or cache_config.calibrator_config
         cache_config = cache_config.cache_config
     adapter = adapter_of(pipe_or_adapter)
-    calibrator = calibrator_config or CalibratorConfig()
+    plain = cache_config is None and calibrator_config is None
+    calibrator = calibrator_config or (TrajectoryCalibratorConfig() if plain else CalibratorConfig())
     if params_modifiers is None:
         params_modifiers = adapter.params_modifiers
 

@@ -193,6 +193,8 @@ def _uncovered(attached: Attachment) -> Iterator[str]:
     flops = None if example is None else forward_flops(model, *example)
     if flops is None or not flops[model]:
         return
+    if attached.session.plan.whole is not None:
+        return
     seen = {module for block in attached.session.plan.blocks for module in block.modules()}
     for path, part in model.named_modules():
         if not isinstance(part, nn.ModuleList) or len(part) < 2 or not seen.isdisjoint(part.modules()):

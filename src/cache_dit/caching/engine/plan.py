@@ -88,6 +88,12 @@ class Segment:
         return None in self.ports.slots
 
     @cached_property
+    def looks_back(self) -> int:
+        """How many of the latest signals a decision or a forecast uses."""
+        needed = self.memory if any(made is not None and made.needs for made in self.forecasters) else 0
+        return max(needed, 0 if self.policy is None else self.policy.gate.looks_back)
+
+    @cached_property
     def memory(self) -> int:
         """How many of the latest computed steps a forecast uses."""
         return max((made.memory for made in self.forecasters if made is not None), default=0)
@@ -130,6 +136,7 @@ class Plan:
         budget: Most bytes that the forecasts of one branch may keep; None: no limit.
         reads_noise: The noise level of a step is needed, so it is read from the scheduler or the timestep.
         whole: The segment whose one block is the transformer itself; None: there is none.
+        per_sample: The segments, which then are `whole` alone, are decided over for every sample of a batch.
         uncond: The same for the unconditional branch alone, around all others and the last of them; likewise.
         estimates: Outputs are corrected by the best linear estimate, see `engine.estimation`.
         trajectory: What that is made from; None: what is expected of any model.
@@ -155,6 +162,7 @@ class Plan:
     trajectory: Trajectory | None = None
     whole: Slot | None = None
     uncond: Slot | None = None
+    per_sample: bool = False
     blocks: dict[nn.Module, Slot] = field(init=False)
     slots: dict[nn.Module, Slot] = field(init=False)
 

@@ -19,16 +19,15 @@ from cache_dit.caching.options import option, options, real, whole
 
 @dataclass(frozen=True, slots=True)
 class SurpriseGate(Gate):
-    """Skip while `mean|r_t - forecast of r_t| / mean|r_s|` is small, with `s` the last computed step.
-
-    Attributes:
-        rule: What is small.
-        order: Degree of the polynomial through the computed steps; 0 is DBCache's rule.
-    """
+    """Skip while `mean|r_t - forecast of r_t| / mean|r_s|` is small, as `rule` says; s: the last computed step."""
 
     signal: ClassVar[Signal] = Signal.RESIDUAL
     rule: ResidualGate
     order: int
+
+    @property
+    def looks_back(self) -> int:
+        return self.order + 1
 
     def certain(self, step: int) -> Reason | None:
         return self.rule.certain(step)
@@ -55,9 +54,8 @@ class SurpriseGate(Gate):
 class SurpriseConfig(CacheConfig):
     """Skip while the first blocks' residual is near its forecast.
 
-    DBCache asks whether the first blocks do the same as on the last computed step. Where the skipped part is
-    forecast that asks too much: a change that goes on as it did is no reason to compute. So the first blocks'
-    residual is forecast from its computed steps too, and the error decides. This project's own method.
+    DBCache asks whether the first blocks do the same as on the last computed step; where the skipped part is
+    forecast that asks too much. So their residual is forecast too, and the error decides (this project).
 
     Attributes:
         threshold: Skip while the error relative to the residual (L1) is below; 0 never skips. Default 0.05.

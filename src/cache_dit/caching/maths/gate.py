@@ -81,6 +81,11 @@ class Gate(ABC):
     looks_at_output: ClassVar[bool] = False
     """Whether it wants to see what left the segment on computed steps."""
 
+    @property
+    def looks_back(self) -> int:
+        """How many of the latest signals it compares with."""
+        return 1
+
     def certain(self, step: int) -> Reason | None:
         """Why a step is computed whatever is measured and whatever the state is; None: it may be skipped.
 
