@@ -19,7 +19,7 @@ from cache_dit.caching.options import option, options, real, whole
 
 @dataclass(frozen=True, slots=True)
 class SurpriseGate(Gate):
-    """Skip while `mean|r_t - forecast of r_t| / mean|r_s|` is small, as `rule` says; s: the last computed step."""
+    """Skip while `mean|r_t - forecast of r_t| / mean|r_s|` is small, with `s` the last computed step."""
 
     signal: ClassVar[Signal] = Signal.RESIDUAL
     rule: ResidualGate
