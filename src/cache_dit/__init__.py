@@ -25,6 +25,7 @@ from cache_dit.caching.catalogue import (
     DiCacheCalibratorConfig,
     DiCacheConfig,
     DMDCalibratorConfig,
+    DuCaConfig,
     EasyCacheConfig,
     FasterCacheCalibratorConfig,
     FoCaCalibratorConfig,
@@ -41,6 +42,7 @@ from cache_dit.caching.catalogue import (
     SurpriseConfig,
     TaylorSeerCalibratorConfig,
     TeaCacheConfig,
+    ToCaConfig,
     TrajectoryCalibratorConfig,
 )
 from cache_dit.caching.config import CacheConfig, CacheType, Place
@@ -93,6 +95,7 @@ __all__ = [
     "DeltaDiTConfig",
     "DiCacheCalibratorConfig",
     "DiCacheConfig",
+    "DuCaConfig",
     "EasyCacheConfig",
     "FasterCacheCalibratorConfig",
     "Finding",
@@ -123,6 +126,7 @@ __all__ = [
     "SurpriseConfig",
     "TaylorSeerCalibratorConfig",
     "TeaCacheConfig",
+    "ToCaConfig",
     "Trajectory",
     "TrajectoryCalibratorConfig",
     "__version__",

@@ -16,6 +16,7 @@ from typing import Any
 from cache_dit.caching.config import CacheConfig, CalibratorConfig, DBCacheConfig, Place
 from cache_dit.caching.forecasters.dicache import DiCacheCalibratorConfig
 from cache_dit.caching.forecasters.dmd import DMDCalibratorConfig
+from cache_dit.caching.forecasters.fastercache import FasterCacheCalibratorConfig
 from cache_dit.caching.forecasters.foca import FoCaCalibratorConfig
 from cache_dit.caching.forecasters.freqca import FreqCaCalibratorConfig
 from cache_dit.caching.forecasters.hicache import HiCacheCalibratorConfig
@@ -25,6 +26,7 @@ from cache_dit.caching.forecasters.trajectory import TrajectoryCalibratorConfig
 from cache_dit.caching.gates.budget import BudgetConfig
 from cache_dit.caching.gates.delta_dit import DeltaDiTConfig
 from cache_dit.caching.gates.dicache import DiCacheConfig
+from cache_dit.caching.gates.duca import DuCaConfig
 from cache_dit.caching.gates.easycache import EasyCacheConfig
 from cache_dit.caching.gates.growing import GrowingIntervalConfig
 from cache_dit.caching.gates.interval import IntervalConfig
@@ -35,6 +37,7 @@ from cache_dit.caching.gates.scheduled import ScheduleConfig
 from cache_dit.caching.gates.seacache import SeaCacheConfig
 from cache_dit.caching.gates.speca import SpeCaConfig
 from cache_dit.caching.gates.teacache import FLUX_COEFFICIENTS, TeaCacheConfig
+from cache_dit.caching.gates.toca import ToCaConfig
 from cache_dit.caching.maths.masks import steps_mask
 from cache_dit.caching.maths.schedule import Schedule
 from cache_dit.caching.maths.trajectory import Trajectory
@@ -180,6 +183,26 @@ def fora(interval: int = 3) -> Preset:
         interval: Every how many steps they are computed.
     """
     return Preset(IntervalConfig(place=Place.SUBMODULES, interval=interval, max_warmup_steps=0))
+
+
+def toca(interval: int = 5, share: float = 0.1) -> Preset:
+    """ToCa (arXiv 2410.05317): outputs are repeated, but those of some tokens computed; see `ToCaConfig`.
+
+    Args:
+        interval: Every how many steps all is computed.
+        share: Of the tokens that feed-forward and cross-attention modules compute in between.
+    """
+    return Preset(ToCaConfig(interval=interval, share=share))
+
+
+def duca(interval: int = 5, share: float = 0.1) -> Preset:
+    """DuCa (arXiv 2412.18911): on every other skipped step some tokens are computed, chosen at random.
+
+    Args:
+        interval: Every how many steps all is computed.
+        share: Of the tokens that feed-forward and cross-attention modules compute on those steps.
+    """
+    return Preset(DuCaConfig(interval=interval, share=share))
 
 
 def taylorseer(interval: int = 5, order: int = 2) -> Preset:
@@ -334,6 +357,26 @@ def pab(spatial: int = 2, temporal: int = 4, cross: int = 6) -> Preset:
         cross: Interval of cross-attention.
     """
     return Preset(PABConfig(spatial=spatial, temporal=temporal, cross=cross))
+
+
+def fastercache(interval: int = 5, attention: int = 2) -> Preset:
+    """FasterCache (arXiv 2410.19355): attention outputs are moved on, the unconditional branch is forecast.
+
+    With the noise levels of diffusers' code. Needs guidance with a call for each branch for its second half.
+
+    Args:
+        interval: Every how many steps the unconditional branch is computed, below noise level 0.641.
+        attention: The same of attention modules, below 0.681.
+    """
+    cache = PABConfig(
+        spatial=attention,
+        temporal=attention,
+        cross=attention,
+        window=(0.0, 0.681),
+        uncond_interval=interval,
+        uncond_window=(0.0, 0.641),
+    )
+    return Preset(cache, FasterCacheCalibratorConfig())
 
 
 def delta_dit(interval: int = 2) -> Preset:

@@ -17,6 +17,7 @@ from cache_dit.caching.forecasters.trajectory import TrajectoryCalibratorConfig 
 from cache_dit.caching.gates.budget import BudgetConfig as BudgetConfig
 from cache_dit.caching.gates.delta_dit import DeltaDiTConfig as DeltaDiTConfig
 from cache_dit.caching.gates.dicache import DiCacheConfig as DiCacheConfig
+from cache_dit.caching.gates.duca import DuCaConfig as DuCaConfig
 from cache_dit.caching.gates.easycache import EasyCacheConfig as EasyCacheConfig
 from cache_dit.caching.gates.growing import GrowingIntervalConfig as GrowingIntervalConfig
 from cache_dit.caching.gates.interval import IntervalConfig as IntervalConfig
@@ -28,3 +29,4 @@ from cache_dit.caching.gates.seacache import SeaCacheConfig as SeaCacheConfig
 from cache_dit.caching.gates.speca import SpeCaConfig as SpeCaConfig
 from cache_dit.caching.gates.surprise import SurpriseConfig as SurpriseConfig
 from cache_dit.caching.gates.teacache import TeaCacheConfig as TeaCacheConfig
+from cache_dit.caching.gates.toca import ToCaConfig as ToCaConfig

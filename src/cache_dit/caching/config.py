@@ -14,6 +14,7 @@ from cache_dit.caching.gates.always import Always
 from cache_dit.caching.gates.residual import ResidualGate
 from cache_dit.caching.maths.forecaster import Forecaster
 from cache_dit.caching.maths.gate import Gate, Policy, Reason
+from cache_dit.caching.maths.tokens import Tokens
 from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.caching.options import (
     Options,
@@ -180,6 +181,10 @@ class CacheConfig(Options):
     def policy_of(self, kind: Kind) -> Policy:
         """The same for one kind of module inside of blocks, where those are what is skipped."""
         return self.policy()
+
+    def tokens(self) -> Tokens | None:
+        """How tokens are chosen that modules in blocks compute on skipped steps; None: they compute none."""
+        return None
 
     def regions(self, start: int, stop: int) -> tuple[Region, ...]:
         """What is decided over, of the blocks `[start, stop)` of a list that may be skipped."""

@@ -122,7 +122,9 @@ def _saved(
     attached: Attachment, record: RunRecord, members: list[int], flops: dict[nn.Module, int]
 ) -> float | None:
     segments = attached.session.plan.segments
-    places = [step.segment for step in record.steps if step.verdict.skip and step.segment in members]
-    skipped = (segments[at].blocks[segments[at].start : segments[at].stop] for at in places)
+    skipped = [step for step in record.steps if step.verdict.skip and step.segment in members]
+    sizes = {
+        at: sum(flops[block] for block in one.blocks[one.start : one.stop]) for at, one in enumerate(segments)
+    }
     whole = len({(step.branch, step.step) for step in record.steps}) * flops[attached.lists.model]
-    return sum(flops[block] for blocks in skipped for block in blocks) / whole if whole else None
+    return sum(sizes[step.segment] * (1.0 - step.share) for step in skipped) / whole if whole else None

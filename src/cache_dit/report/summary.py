@@ -82,7 +82,7 @@ def _text(stats: CacheStats, details: bool) -> str:
 
 def _details(stats: CacheStats) -> list[list[Any]]:
     rows: list[list[Any]] = [["Branch", "Step", "Blocks", "Diff", "Why"]]
-    for branch, step, _, verdict in stats.steps:
+    for branch, step, _, verdict, _ in stats.steps:
         change = "" if verdict.change is None else f"{verdict.change:.4f}"
         blocks = "cached" if verdict.skip else "computed"
         rows.append([branch or "first call", step, blocks, change, verdict.reason.value])

@@ -132,8 +132,13 @@ def inside_of(
                 leader,
                 residual=False,
             )
+            tokens = cache.tokens() if one.kind in (Kind.MLP, Kind.CROSS) else None
             # With one policy there is one leader, so never one without the other.
-            yield dataclasses.replace(segment, family=number, blank=entered.get(one.module) == policy)
+            blank = entered.get(one.module) == policy
+            if cache.tokens() is not None:
+                # The last layer is then computed for some tokens, so it needs what enters it for these.
+                blank = blank and tokens is not None and isinstance(one.module, nn.Linear)
+            yield dataclasses.replace(segment, family=number, blank=blank, tokens=tokens)
             place += 1
 
 

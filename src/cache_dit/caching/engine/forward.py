@@ -8,15 +8,18 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cache_dit.caching.engine.flow import FlowCheck
 from cache_dit.caching.engine.plan import Segment, Slot
 from cache_dit.caching.engine.ports import Arguments, Keywords
 from cache_dit.caching.engine.state import SegmentState, detached
+from cache_dit.caching.engine.tokens import is_tokenwise, on_tokens
 from cache_dit.caching.maths.change import relative_l1
 from cache_dit.caching.maths.gate import Probe, Reason, Signal, Verdict
 from cache_dit.caching.maths.moment import Moment
+from cache_dit.caching.maths.tokens import Tokens, put_rows
 from cache_dit.errors import EngineError
 
 BlockCall = Callable[..., Any]
@@ -41,6 +44,7 @@ class SegmentRun:
         guide: For a branch as a whole, what stands for its entry: the other branch's output in this step, one
             entry for each tensor; none where it is not known yet.
         change: Change taken over from another branch of the step; None: measured here.
+        share: Of the tokens that were computed although the step is skipped.
         segment: Its plan.
         skipping: The blocks inside hand their inputs through; read by every block call.
         computing: The blocks inside run as they are and nothing is to be learnt from them; likewise.
@@ -57,6 +61,7 @@ class SegmentRun:
     latent: Tensor | None = None
     guide: tuple[Any, ...] | None = None
     change: float | None = None
+    share: float = 0.0
     segment: Segment = field(init=False)
     skipping: bool = False
     computing: bool = False
@@ -129,6 +134,8 @@ class SegmentRun:
             self._enter(block, args, kwargs)
         last = slot.index == segment.stop - 1
         if self._phase is _Phase.SKIPPING:
+            if segment.tokens is not None:
+                self._refresh(segment.tokens, call, block, args, kwargs)
             return self._skip(slot.index, last, args, kwargs)
         if self._phase is _Phase.CLOSED:
             raise EngineError(
@@ -143,9 +150,34 @@ class SegmentRun:
                 if self._values is self._state:
                     self._learn(output)
                 self._values.observe(self._at, self._entry, output)
+                if segment.tokens is not None and self._values.tokenwise is None:
+                    self._values.tokenwise = segment.blank or is_tokenwise(call, block, args, kwargs, output)
                 self._state.grown |= self._values.grown
             self._phase, self.computing, self._entry = _Phase.CLOSED, False, ()
         return output
+
+    def _refresh(
+        self, tokens: Tokens, call: BlockCall, block: nn.Module, args: Arguments, kwargs: Keywords
+    ) -> None:
+        """Compute some tokens of a skipped module after all."""
+        values, frame, result = self._values, current_frame.get(), self._result[0]
+        if not values.tokenwise or frame is None:
+            return
+        # One choice for all modules with as many tokens, so that what one passes on is computed in the next.
+        shape = result.shape[:2]
+        if shape not in frame.chosen:
+            # What is blank has nothing to show, so what enters it does.
+            seen = tensors_of(args, kwargs)[0] if self.segment.blank else result
+            frame.chosen[shape], values.ages = tokens.choose(values.ages, seen, self._at.step)
+        index = frame.chosen[shape]
+        if index is None:
+            return
+        rows = detached(on_tokens(call, block, args, kwargs, shape, index))
+        values.patch(index, rows)
+        whole = (
+            torch.zeros_like(result, memory_format=torch.contiguous_format) if self.segment.blank else result
+        )
+        self._result, self.share = (put_rows(whole, index, rows),), index.shape[1] / shape[1]
 
     def _watch(self, index: int, call: BlockCall, block: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
         """A block outside of the segment, which runs whatever is decided."""
@@ -274,10 +306,14 @@ def tensors_of(args: Arguments, kwargs: Keywords) -> tuple[Tensor, ...]:
 
 @dataclass(slots=True)
 class Frame:
-    """The forward that is under way: what every block call looks itself up in."""
+    """The forward that is under way: what every block call looks itself up in.
+
+    `chosen` are the tokens that skipped modules compute, by the number of samples and tokens.
+    """
 
     slots: dict[nn.Module, Slot]
     runs: list[SegmentRun]
+    chosen: dict[torch.Size, Tensor | None] = field(default_factory=dict)
 
 
 current_frame: ContextVar[Frame | None] = ContextVar("cache_dit_frame", default=None)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cache_dit.caching.engine.ports import Echo, Port, Ports
 from cache_dit.caching.maths.forecaster import Forecaster
 from cache_dit.caching.maths.gate import Policy, Signal
+from cache_dit.caching.maths.tokens import Tokens
 from cache_dit.caching.maths.trajectory import Trajectory
 
 COND, UNCOND = "cond", "uncond"
@@ -42,6 +43,7 @@ class Segment:
         dtype: Type in which values are kept; None: that of the stream.
         modulate: From a block and its arguments to the input that is modulated for the timestep.
         verifies: The first block behind the segment is compared with its own forecast on skipped steps.
+        tokens: How tokens are chosen that an opaque module computes on skipped steps; None: it computes none.
         blank: What leaves it only enters a module that is skipped with it, so zeros do in its place.
         family: Segments of one number are parts of one block list.
         opaque: It is one module of which nothing is known but its output, a tree with tensors: an attention
@@ -63,6 +65,7 @@ class Segment:
     dtype: torch.dtype | None = None
     modulate: Modulate | None = None
     verifies: bool = False
+    tokens: Tokens | None = None
     blank: bool = False
     family: int = 0
     opaque: bool = False

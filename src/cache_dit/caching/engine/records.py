@@ -16,12 +16,14 @@ class StepRecord(NamedTuple):
         step: Step of the run, from 0, in this branch.
         segment: Index of the segment.
         verdict: Decision, reason and measured change.
+        share: Of the tokens that a skipped module has computed all the same.
     """
 
     branch: str
     step: int
     segment: int
     verdict: Verdict
+    share: float = 0.0
 
 
 @dataclass(slots=True)

@@ -291,7 +291,7 @@ class Session:
             state.changes[number] = verdict.change
             # A branch that was computed has the records of what is inside.
             if verdict.skip or uncond is None or number != uncond.segment:
-                state.record.steps.append(StepRecord(label, tick.step, number, verdict))
+                state.record.steps.append(StepRecord(label, tick.step, number, verdict, run.share))
         if any(segment.grown for branch in state.branches.values() for segment in branch):
             state.record.state_bytes = max(state.record.state_bytes, self._bytes(state))
 

@@ -15,6 +15,7 @@ from cache_dit.caching.forecasters.reuse import Reuse
 from cache_dit.caching.maths.change import relative_l1
 from cache_dit.caching.maths.forecaster import Forecaster
 from cache_dit.caching.maths.moment import Moment
+from cache_dit.caching.maths.tokens import Ages
 from cache_dit.errors import EngineError
 
 _layout = attrgetter("shape", "device")
@@ -25,6 +26,8 @@ class SegmentState:
 
     Attributes:
         grown: Memory was taken for a tensor that has to be kept since the bytes were counted last.
+        ages: How long tokens were repeated, where this segment chooses them; None: a step was computed.
+        tokenwise: Whether the module was seen to compute every token by itself; None: it was not tried yet.
         again: The values of the next call of the same module in one forward; None: there was no further call.
     """
 
@@ -36,6 +39,7 @@ class SegmentState:
         "_spec",
         "_within",
         "again",
+        "ages",
         "check",
         "forecasters",
         "forecasts",
@@ -44,6 +48,7 @@ class SegmentState:
         "ready",
         "segment",
         "sides",
+        "tokenwise",
     )
 
     def __init__(self, segment: Segment) -> None:
@@ -59,6 +64,8 @@ class SegmentState:
         self.forecasts: list[Any] = []
         self.sides: dict[int, tuple[Any, ...]] = {}
         self.check: Any = None
+        self.ages: Ages | None = None
+        self.tokenwise: bool | None = None
         self.again: SegmentState | None = None
         self.ready = False
         self._constants: dict[int, Any] = {}
@@ -93,6 +100,7 @@ class SegmentState:
             self.forecasters = [self._limited(one) for one in (made * len(values) if self._spec else made)]
             self.forecasts = [None if one is None else one.init() for one in self.forecasters]
         self._constants.clear()
+        self.ages = None
         for slot, forecaster in enumerate(self.forecasters):
             value = values[slot]
             if forecaster is None:
@@ -126,6 +134,12 @@ class SegmentState:
             assert self._spec is not None  # set by the computed step before
             return tree_unflatten(values, self._spec)
         return self.segment.ports.pack(self.with_sides(index, values))
+
+    def patch(self, index: Tensor, rows: Tensor) -> None:
+        """Take in some tokens that the module has computed on a skipped step."""
+        forecaster = self.forecasters[0]
+        if forecaster is not None and not self.segment.blank:
+            self.forecasts[0] = forecaster.patched(self.forecasts[0], index, rows)
 
     def limit(self, memory: int) -> None:
         """From now on keep at most so many tensors for each stream, with a forecaster that makes do."""
@@ -197,7 +211,7 @@ class SegmentState:
     def tensors(self) -> Any:
         """Everything that may hold tensors."""
         again = None if self.again is None else self.again.tensors()
-        return (self.gate, self.forecasts, self.check, self.sides, again)
+        return (self.gate, self.forecasts, self.check, self.sides, self.ages, again)
 
     def count(self) -> int:
         """Bytes of all tensors that are kept now."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cache_dit.caching.maths.forecaster import Forecaster
 from cache_dit.caching.maths.moment import Moment
+from cache_dit.caching.maths.tokens import put_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,9 @@ class Reuse(Forecaster):
 
     def predict(self, state: Tensor, at: Moment) -> Tensor:
         return state
+
+    def patched(self, state: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+        return put_rows(state, index, rows)
 
     def spare(self, state: Tensor | None) -> Tensor | None:
         return state

@@ -41,6 +41,10 @@ class Forecaster(ABC):
     def predict(self, state: Any, at: Moment) -> Tensor:
         """The estimate at a later step, from at least one value; it may be the state's own tensor."""
 
+    def patched(self, state: Any, index: Tensor, rows: Tensor) -> Any:
+        """The state after some tokens of a skipped step were computed: `rows` [B, K, C] at `index` [B, K]."""
+        return state
+
     def spare(self, state: Any) -> Tensor | None:
         """Memory that the next `observe` may overwrite."""
         return None
