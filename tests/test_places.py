@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import diffusers
@@ -13,16 +16,35 @@ import torch
 from test_rows import caching, calls_of, change, equal, nothing_learnt
 from tiny.image_models import FLUX
 from tiny.models import TINY_MODELS, TinyModel, output_of, tiny_model
-from torch import nn
+from tiny.runs import Denoising, small_flux
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import cache_dit
-from cache_dit import Place, Request
+from cache_dit import (
+    CalibratorConfig,
+    DBCacheConfig,
+    ParamsModifier,
+    Place,
+    Request,
+    TaylorSeerCalibratorConfig,
+)
 from cache_dit.api import attachments_of
-from cache_dit.caching.attach.places import modules_of
-from cache_dit.caching.catalogue import IntervalConfig
+from cache_dit.caching.attach.places import has_norm, modules_of
+from cache_dit.caching.catalogue import (
+    DBPruneConfig,
+    DeltaDiTConfig,
+    DiCacheConfig,
+    IntervalConfig,
+    PABConfig,
+    SpeCaConfig,
+    TeaCacheConfig,
+)
 from cache_dit.caching.config import CacheConfig, Kind
+from cache_dit.caching.engine.forward import SegmentRun
 from cache_dit.caching.engine.records import StepRecord
+from cache_dit.caching.gates.teacache import TeaCacheGate
+from cache_dit.caching.maths.gate import Reason
 from cache_dit.caching.models.rows import row_of
 from cache_dit.errors import ConfigError
 from cache_dit.report import summary
@@ -251,3 +273,308 @@ def test_flops_saved_are_those_of_a_real_counter(tiny: TinyModel, place: Place) 
         (stats,) = summary(model, logging=False)
     assert stats.flops_saved is not None
     assert 0.0 < stats.flops_saved == pytest.approx(1.0 - cached / plain, abs=1e-9)
+
+
+def test_summary_names_kinds_of_modules_once(capsys: pytest.CaptureFixture[str]) -> None:
+    model = model_of(FLUX)
+    with caching(model, every_second(Place.SUBMODULES)):
+        run(model, FLUX, 4)
+        (stats,) = summary(model, details=True)
+    assert stats.lists == (
+        "transformer_blocks.*.attn",
+        "transformer_blocks.*.ff",
+        "transformer_blocks.*.ff_context",
+        "single_transformer_blocks.*.attn",
+        "single_transformer_blocks.*.proj_mlp",
+        "single_transformer_blocks.*.proj_out",
+    )
+    assert stats.cached_steps == [2]
+    assert stats.pruned is None
+    assert "pruned" not in capsys.readouterr().out
+
+
+def test_pruned_blocks_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    model = model_of(FLUX)
+    config = DBPruneConfig(
+        Fn_compute_blocks=1, max_warmup_steps=1, residual_diff_threshold=0.5, non_prune_block_ids=[2, 4]
+    )
+    with caching(model, dataclasses.replace(config, enable_separate_cfg=False)):
+        with Request(3):
+            for seed in (0, 0, 1):
+                output_of(model, FLUX.inputs(seed))
+        (stats,) = summary(model)
+        assert cache_dit.diagnose(model, logging=False) == []
+    # Of 6 double and 5 single blocks, but for the first one and those kept; none of them on the last step.
+    blocks = [index for index in range(1, 6) if index not in (2, 4)] + [0, 1, 3]
+    assert stats.pruned == (len(blocks), 3 * len(blocks))
+    assert f"{len(blocks)} of {3 * len(blocks)} blocks pruned" in capsys.readouterr().out
+    assert stats.cached_steps == [1]
+
+
+# --- what looks at the forward ---
+
+
+def segments_of(model: Any) -> Any:
+    return attachments_of(model)[0].session.plan.segments
+
+
+def outputs(model: Any, tiny: TinyModel, seeds: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    with Request(len(seeds)):
+        return [output_of(model, tiny.inputs(seed)) for seed in seeds]
+
+
+@pytest.mark.parametrize("tiny", [*SOME[:3], *SOME[6:9]], ids=lambda tiny: tiny.id)
+def test_a_draft_is_checked_on_a_late_block_and_taken_back(tiny: TinyModel) -> None:
+    model, seeds = model_of(tiny), range(6)
+    expected = outputs(model, tiny, seeds)
+    options = {"max_warmup_steps": 2, "unchecked_drafts": 0, "decay": 1.0, "enable_separate_cfg": False}
+    calibrator = TaylorSeerCalibratorConfig()
+    with caching(model, SpeCaConfig(tolerance=1e-6, **options), calibrator):
+        checked = segments_of(model)[-1]
+        with calls_of([checked.blocks[checked.stop]]) as called:
+            made = outputs(model, tiny, seeds)
+        assert decisions(model) == "CCCCCC"
+        assert {step.verdict.reason for step in records(model) if step.step > 1} <= {
+            Reason.REJECTED,
+            Reason.FOLLOWS,
+        }
+    # Once for the draft and once for the step.
+    assert len(called) == 2 + 4 * 2
+    assert all(map(equal, made, expected))
+    with caching(model, SpeCaConfig(tolerance=1e6, **options), calibrator):
+        with calls_of([checked.blocks[checked.stop]]) as called:
+            made = outputs(model, tiny, seeds)
+        assert decisions(model) == "CCSSSS"
+    assert len(called) == 6
+    assert not any(map(equal, made[2:], expected[2:]))
+
+
+def test_a_repeated_input_passes_the_check() -> None:
+    model, options = model_of(FLUX), {"max_warmup_steps": 1, "enable_separate_cfg": False}
+    with caching(model, SpeCaConfig(tolerance=0.01, unchecked_drafts=0, **options)):
+        outputs(model, FLUX, [0, 0, 0, 0])
+        assert decisions(model) == "CSSS"
+        outputs(model, FLUX, [0, 0, 1, 1])
+        assert decisions(model) == "CSCS"
+
+
+@pytest.mark.parametrize("place", [Place.OUTPUT, Place.SUBMODULES])
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (SpeCaConfig(), "SpeCa looks at blocks that are always computed"),
+        (DBCacheConfig(Fn_compute_blocks=1), "DBCache decides by the change of the main stream"),
+        (TeaCacheConfig(), "TeaCache decides by the main stream that enters the first block"),
+        (DiCacheConfig(), "DiCache decides by a `Probe`"),
+    ],
+)
+def test_methods_that_need_blocks_say_so(config: CacheConfig, place: Place, words: str) -> None:
+    model = FLUX.build()
+    with pytest.raises(ConfigError, match=words):
+        cache_dit.enable_cache(model, dataclasses.replace(config, place=place))
+
+
+def test_one_output_for_all_lists() -> None:
+    modifiers = [ParamsModifier(), ParamsModifier(cache_config=DBCacheConfig().reset(place=Place.OUTPUT))]
+    with pytest.raises(ConfigError, match="one output for all of them"):
+        cache_dit.enable_cache(FLUX.build(), params_modifiers=modifiers)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("WanTransformer3DModel", {"attn1": "CCCSCSCSCS", "attn2": "CCSSSSCSSS", "ffn": "CCSCSSCSSC"}),
+        ("LatteTransformer3DModel", {"attn1": "CCCSCSCSCS", "attn2": "CCSSSSCSSS", "ff": "CCSCSSCSSC"}),
+        ("FluxTransformer2DModel", {"attn": "CCCSCSCSCS", "ff": "CCSCSSCSSC", "ff_context": "CCSCSSCSSC"}),
+    ],
+)
+def test_kinds_of_modules_are_broadcast_over_ranges_of_their_own(name: str, expected: dict[str, str]) -> None:
+    tiny = tiny_model(name)
+    model: Any = model_of(tiny)
+    with caching(model, PABConfig(place=Place.SUBMODULES, mlp=3, enable_separate_cfg=False)):
+        # Noise levels of 0.95, 0.86, 0.77 and so on, of which those under 0.8 are in the window.
+        outputs(model, tiny, range(10))
+        blocks = model.get_submodule(tiny.block_lists[0].partition("/")[0])
+        for number, segment in enumerate(segments_of(model)):
+            for child, steps in expected.items():
+                if segment.blocks[0] is getattr(blocks[1], child, None):
+                    assert decisions(model, number) == steps
+        if name == "LatteTransformer3DModel":
+            inside = segments_of(model)[-2].blocks[0]
+            assert inside is model.temporal_transformer_blocks[-1].attn1
+            assert decisions(model, len(segments_of(model)) - 2) == "CCSSCSSSCS"
+
+
+def test_rear_blocks_are_skipped_first_and_front_blocks_later() -> None:
+    tiny = tiny_model("WanTransformer3DModel")
+    model: Any = model_of(tiny)
+    expected = output_of(model, tiny.inputs(0))
+    config = DeltaDiTConfig(Fn_compute_blocks=1, blocks=0.4, enable_separate_cfg=False)
+    with caching(model, config), Request(8):
+        ran = []
+        for _ in range(8):
+            with calls_of(model.blocks) as called:
+                assert change(output_of(model, tiny.inputs(0)), expected) < 1e-5
+            ran.append("".join(str(place) for place, block in enumerate(model.blocks) if block in called))
+    # Of blocks 1 to 5 the last two on every other step of the first half, then the first two.
+    assert ran == ["012345", "0123", "012345", "0123", "0345", "012345", "0345", "012345"]
+
+
+# --- what is kept ---
+
+
+def kept(calibrator: CalibratorConfig, place: Place = Place.MIDDLE) -> tuple[str, int]:
+    """Decisions of a run of three computed steps and every third one, and the bytes that it kept."""
+    tiny = tiny_model("WanTransformer3DModel")
+    model = model_of(tiny)
+    config = IntervalConfig(place=place, interval=3, max_warmup_steps=3, enable_separate_cfg=False)
+    with caching(model, config, calibrator):
+        outputs(model, tiny, range(10))
+        latest = attachments_of(model)[0].session.latest
+        assert latest is not None
+        return decisions(model), latest.state_bytes
+
+
+def taylor(**fields: Any) -> TaylorSeerCalibratorConfig:
+    return TaylorSeerCalibratorConfig(taylorseer_order=2, **fields)
+
+
+@pytest.mark.parametrize("place", [Place.MIDDLE, Place.SUBMODULES, Place.OUTPUT])
+def test_half_the_bytes_in_half_precision(place: Place) -> None:
+    steps, full = kept(taylor(), place)
+    assert kept(taylor(cache_dtype=torch.bfloat16), place) == (steps, full // 2)
+    assert steps == "CCCSSCSSCS"
+
+
+@pytest.mark.parametrize("place", [Place.MIDDLE, Place.SUBMODULES])
+def test_memory_budget_lowers_the_order(place: Place) -> None:
+    steps, full = kept(taylor(), place)
+    once = full // 3
+    for budget, expected in (
+        (full, full),
+        (full - 1, 2 * once),
+        (2 * once, 2 * once),
+        (2 * once - 1, once),
+        (once, once),
+    ):
+        assert kept(taylor(memory_budget=budget), place) == (steps, expected)
+    with pytest.raises(ConfigError, match=f"memory_budget is {once - 1} bytes, .* takes {once}; give"):
+        kept(taylor(memory_budget=once - 1), place)
+
+
+@pytest.mark.parametrize("place", [Place.MIDDLE, Place.OUTPUT, Place.MLP])
+def test_forecasts_along_the_noise_level_are_exact_where_steps_are_uneven(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What moves evenly with the noise level, on an uneven schedule."""
+    model, sigmas = model_of(FLUX), (1.0, 0.95, 0.7, 0.6, 0.2, 0.0)
+    times: list[float] = []
+    plain = SegmentRun.__post_init__
+
+    def noted(self: SegmentRun) -> None:
+        plain(self)
+        times.append(self._at.time)
+
+    monkeypatch.setattr(SegmentRun, "__post_init__", noted)
+    with caching(model, every_second(place), taylor(forecast_axis="sigma")):
+        count = len(segments_of(model))
+        with Request(5, sigmas=sigmas):
+            for _ in range(5):
+                output_of(model, FLUX.inputs(0))
+    assert times[::count] == [1.0 - sigma for sigma in sigmas[:5]]
+
+
+# --- other requests ---
+
+
+@pytest.mark.parametrize("threads", [False, True], ids=["interleaved", "threads"])
+@pytest.mark.parametrize("place", [Place.OUTPUT, Place.SUBMODULES])
+def test_requests_do_not_mix(place: Place, threads: bool) -> None:
+    config, calibrator = every_second(place), TaylorSeerCalibratorConfig()
+
+    def images(model: Any) -> list[Denoising]:
+        return [Denoising(model, seed, 6, request=Request(6), batch=1) for seed in range(2)]
+
+    alone = [one.finish() for one in images(cache_dit.enable_cache(small_flux(), config, calibrator))]
+    plain = images(small_flux())[0].finish()
+    assert not torch.equal(alone[0], plain)
+    together = images(cache_dit.enable_cache(small_flux(), config, calibrator))
+    if threads:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(Denoising.finish, together))
+    else:
+        for _ in range(6):
+            for one in together:
+                one.advance()
+    assert [torch.equal(one.latents, other) for one, other in zip(together, alone, strict=True)] == [True] * 2
+
+
+# --- the modulated input ---
+
+
+MODULATED = {
+    "AuraFlowTransformer2DModel",
+    "BriaFiboTransformer2DModel",
+    "BriaTransformer2DModel",
+    "FluxControlNetModel",
+    "FluxControlNetModel-union",
+    "FluxTransformer2DModel",
+    "HunyuanDiT2DControlNetModel",
+    "HunyuanDiT2DModel",
+    "HunyuanImageTransformer2DModel",
+    "HunyuanImageTransformer2DModel-refiner",
+    "HunyuanVideo15Transformer3DModel",
+    "HunyuanVideoFramepackTransformer3DModel",
+    "HunyuanVideoTransformer3DModel",
+    "LongCatImageTransformer2DModel",
+    "Lumina2Transformer2DModel",
+    "LuminaNextDiT2DModel",
+    "MochiTransformer3DModel",
+    "MotifVideoTransformer3DModel",
+    "OvisImageTransformer2DModel",
+    "SD3ControlNetModel",
+    "SD3ControlNetModel-single",
+    "SD3Transformer2DModel",
+    "SD3Transformer2DModel-dual_attention",
+}
+
+
+@pytest.mark.parametrize(
+    "tiny", [tiny for tiny in TINY_MODELS if tiny.id in MODULATED], ids=lambda tiny: tiny.id
+)
+def test_the_modulated_input_is_what_the_first_block_makes_itself(
+    tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, looked_at, made = model_of(tiny), [], []
+    measure = TeaCacheGate.measure
+
+    def noted(self: TeaCacheGate, state: Any, at: Any, signal: Tensor) -> float | None:
+        looked_at.append(signal)
+        return measure(self, state, at, signal)
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        made.append(output[0] if isinstance(output, tuple) else output)
+
+    monkeypatch.setattr(TeaCacheGate, "measure", noted)
+    with caching(model, TeaCacheConfig(rel_l1_thresh=1e-9, enable_separate_cfg=False)):
+        handle = segments_of(model)[0].blocks[0].norm1.register_forward_hook(keep)
+        outputs(model, tiny, [0, 1, 2, 3])
+        handle.remove()
+    # Made for the gate and then by the block itself, but for the last step, of which nobody needs it.
+    assert [torch.equal(gates, own) for gates, own in itertools.pairwise(made)][:6:2] == [True] * 3
+    assert len(made) == 7
+    assert all(map(torch.equal, looked_at, made[2:6:2]))
+    assert len(looked_at) == 2
+
+
+def test_models_whose_modulated_input_is_known() -> None:
+    known = {tiny.id for tiny in TINY_MODELS if has_norm(first_block(tiny))}
+    assert known == MODULATED
+    with pytest.raises(ConfigError, match="which is not known of WanTransformer3DModel; give another"):
+        cache_dit.enable_cache(tiny_model("WanTransformer3DModel").build(), TeaCacheConfig())
+
+
+def first_block(tiny: TinyModel) -> nn.Module:
+    row, model = row_of(getattr(diffusers, tiny.name)), model_of(tiny)
+    assert row is not None
+    return next(flow.members(model)[0] for flow in row.lists if flow.members(model))

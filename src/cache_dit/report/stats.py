@@ -8,6 +8,7 @@ from statistics import fmean
 from torch import nn
 
 from cache_dit.caching.attach.attachment import Attachment
+from cache_dit.caching.engine.plan import Segment
 from cache_dit.caching.engine.records import RunRecord, StepRecord
 from cache_dit.report.flops import forward_flops
 
@@ -27,6 +28,7 @@ class CacheStats:
         state_bytes: Most bytes that cached tensors took, over all lists of the transformer.
         flops: FLOPs of one uncached forward of the transformer; None where they cannot be counted.
         flops_saved: FLOPs of the skipped blocks as a fraction of those of the uncached run; None likewise.
+        pruned: Blocks that were skipped, of how many decisions; None where not every block decides alone.
     """
 
     model: str
@@ -38,6 +40,7 @@ class CacheStats:
     state_bytes: int
     flops: int | None
     flops_saved: float | None
+    pruned: tuple[int, int] | None = None
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -63,13 +66,6 @@ class CacheStats:
     def cfg_residual_diffs(self) -> dict[int, float]:
         """Measured change by step in the second branch."""
         return self.changes(1)
-
-    @property
-    def pruned(self) -> tuple[int, int] | None:
-        """Blocks that were skipped, of how many decisions; None where blocks do not decide alone."""
-        # A branch that is skipped whole has one decision, and then no other.
-        several = len(self.steps) > len({(step.branch, step.step) for step in self.steps})
-        return (sum(step.verdict.skip for step in self.steps), len(self.steps)) if several else None
 
     def skipped(self, branch: int) -> list[int]:
         """Steps of a branch, by its place in `branches`, in which something was skipped."""
@@ -113,9 +109,19 @@ def stats_of(attached: Attachment) -> list[CacheStats]:
                 state_bytes=record.state_bytes,
                 flops=None if flops is None else flops[attached.lists.model],
                 flops_saved=None if flops is None else _saved(attached, record, members, flops),
+                pruned=_pruned({at: segments[at] for at in leaders}, steps),
             )
         )
     return made
+
+
+def _pruned(leaders: dict[int, Segment], steps: tuple[StepRecord, ...]) -> tuple[int, int] | None:
+    # A branch that is skipped whole has a decision of its own.
+    parts = {at: leader for at, leader in leaders.items() if not leader.opaque}
+    if len(parts) < 2 or any(part.stop - part.start > 1 for part in parts.values()):
+        return None
+    own = [step.verdict.skip for step in steps if step.segment in parts]
+    return sum(own), len(own)
 
 
 def _saved(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -97,6 +98,8 @@ def inside_of(
 ) -> Iterator[Segment]:
     """A segment for every attention or feed-forward module in the blocks `[start, stop)` of a list.
 
+    Those of all blocks have one path, as `blocks.*.attn`.
+
     Args:
         lists: The lists of the transformer.
         number: Which of them.
@@ -111,6 +114,7 @@ def inside_of(
     paths = {module: path for path, module in lists.model.named_modules()}
     seen: set[nn.Module] = set()
     for block in lists.blocks[number][start:stop]:
+        listed, _, _ = paths[block].rpartition(".")
         found = [one for one in modules_of(block, f"{lists.name}.{paths[block]}") if one.kind in kinds]
         policies = {one.module: cache.policy_of(one.kind) for one in found}
         # A last layer is skipped only where all that enters it is.
@@ -126,7 +130,7 @@ def inside_of(
             leader = leaders.setdefault(policy, place)
             segment = opaque(
                 one.module,
-                paths[one.module],
+                f"{listed}.*{paths[one.module].removeprefix(paths[block])}",
                 setting,
                 policy if leader == place else None,
                 leader,
@@ -183,6 +187,7 @@ def joined(segments: list[Segment]) -> Segment:
         paths=tuple(path for segment in segments for path in segment.paths),
         blocks=tuple(block for segment in segments for block in segment.blocks),
         stop=before + segments[-1].stop,
+        verifies=segments[-1].verifies,
     )
 
 
@@ -226,8 +231,13 @@ def _kind(name: str, module: nn.Module, owner: str, path: str) -> Kind | None:
 def has_norm(block: nn.Module) -> bool:
     """Whether a block begins in the style of FLUX and SD3: `norm1(hidden_states, emb=temb)`."""
     norm = getattr(block, "norm1", None)
-    takes = {"temb", "hidden_states"} <= set(parameters_of(block))
-    return takes and isinstance(norm, nn.Module) and "emb" in parameters_of(norm)
+    # Chroma's has no layer of its own and takes a part of the embedding.
+    if not isinstance(norm, nn.Module) or not hasattr(norm, "linear"):
+        return False
+    taken = inspect.signature(norm.forward).parameters
+    rest = [other for name, other in list(taken.items())[1:] if name != "emb"]
+    optional = all(other.default is not other.empty for other in rest)
+    return "emb" in taken and optional and {"temb", "hidden_states"} <= set(parameters_of(block))
 
 
 def _norm_of(block: nn.Module) -> Modulate | None:

@@ -318,8 +318,7 @@ class Session:
     def _fit(self, budget: int, segments: list[SegmentState]) -> None:
         """Lower the order of the forecasters until all of a branch fits, once the streams are known."""
         once = sum(segment.once for segment in segments)
-        longest = max(segment.segment.memory for segment in segments)
-        if not all(segment.ready for segment in segments) or once * longest <= budget:
+        if once * max(segment.longest for segment in segments) <= budget:
             return
         if once > budget:
             raise ConfigError(

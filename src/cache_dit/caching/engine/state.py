@@ -163,6 +163,11 @@ class SegmentState:
         return self.again
 
     @property
+    def longest(self) -> int:
+        """Most tensors that one of the forecasters keeps for its stream, as far as streams are known."""
+        return max((made.memory for made in self.forecasters if made is not None), default=0)
+
+    @property
     def once(self) -> int:
         """Bytes of one value of every stream, as it is kept."""
         return sum(self._sizes.values()) + (0 if self.again is None else self.again.once)
