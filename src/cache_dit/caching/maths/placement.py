@@ -25,9 +25,9 @@ class Model(NamedTuple):
 
     gram: Tensor
     strides: Tensor
-    response: float
-    noise: float
-    ridge: float
+    response: float = -1.0
+    noise: float = 2.0
+    ridge: float = 1e-7
 
     def errors(self, schedules: Tensor) -> Tensor:
         """[B]: expected squared errors of the last latent; `schedules` [B, n] are rising steps from 0.
@@ -73,27 +73,26 @@ def best_steps(model: Model, count: int) -> tuple[int, ...]:
     """
     total = len(model.strides)
     starts = torch.tensor(_starts(total, count))
-    best = min((_improved(model, starts[place]) for place in model.errors(starts).argsort()[:3]), key=_error)
-    return best.steps
+    found = (descended(model, starts[place]) for place in model.errors(starts).argsort()[:3])
+    return min(found, key=lambda one: one.error).steps
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
+    """A schedule and the error to be expected of it."""
+
     steps: tuple[int, ...]
     error: float
 
 
-def _error(found: _Found) -> float:
-    return found.error
-
-
-def _improved(model: Model, start: Tensor) -> _Found:
-    best = _Found(tuple(start.tolist()), float(model.errors(start[None])))
+def descended(model: Model, start: Tensor, fixed: int = 1) -> Found:
+    """The end of a descent from a schedule, [n], whose first `fixed` steps stay."""
+    best = Found(tuple(start.tolist()), float(model.errors(start[None])))
     while True:
-        taken = set(best.steps)
+        taken, first, end = set(best.steps), best.steps[fixed - 1] + 1, len(model.strides)
         moved = [
             sorted(taken - {step} | {to})
-            for step in best.steps[1:]
-            for to in range(max(1, step - _REACH), min(len(model.strides), step + _REACH + 1))
+            for step in best.steps[fixed:]
+            for to in range(max(first, step - _REACH), min(end, step + _REACH + 1))
             if to not in taken
         ]
         if not moved:
@@ -102,7 +101,7 @@ def _improved(model: Model, start: Tensor) -> _Found:
         place = int(errors.argmin())
         if not float(errors[place]) < best.error * (1.0 - 1e-6):
             return best
-        best = _Found(tuple(moved[place]), float(errors[place]))
+        best = Found(tuple(moved[place]), float(errors[place]))
 
 
 def _starts(total: int, count: int) -> list[Sequence[int]]:
