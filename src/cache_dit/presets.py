@@ -359,23 +359,15 @@ def pab(spatial: int = 2, temporal: int = 4, cross: int = 6) -> Preset:
     return Preset(PABConfig(spatial=spatial, temporal=temporal, cross=cross))
 
 
-def fastercache(interval: int = 5, attention: int = 2) -> Preset:
+def fastercache(interval: int = 5) -> Preset:
     """FasterCache (arXiv 2410.19355): attention outputs are moved on, the unconditional branch is forecast.
 
-    With the noise levels of diffusers' code. Needs guidance with a call for each branch for its second half.
+    At the noise levels of diffusers' code. The second half needs guidance with a call for each branch.
 
     Args:
-        interval: Every how many steps the unconditional branch is computed, below noise level 0.641.
-        attention: The same of attention modules, below 0.681.
+        interval: Every how many steps the unconditional branch is computed.
     """
-    cache = PABConfig(
-        spatial=attention,
-        temporal=attention,
-        cross=attention,
-        window=(0.0, 0.681),
-        uncond_interval=interval,
-        uncond_window=(0.0, 0.641),
-    )
+    cache = PABConfig(spatial=2, temporal=2, cross=2, window=(0.0, 0.681), uncond_interval=interval)
     return Preset(cache, FasterCacheCalibratorConfig())
 
 
