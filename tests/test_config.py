@@ -28,6 +28,7 @@ from cache_dit.errors import CacheDiTError, ConfigError, ConfigTypeError
 
 DEFAULTS = {
     "place": Place.MIDDLE,
+    "per_sample": False,
     "uncond_interval": None,
     "uncond_window": (0.0, 0.641),
     "Fn_compute_blocks": 8,

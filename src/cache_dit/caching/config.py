@@ -93,6 +93,10 @@ class CacheConfig(Options):
             the pipeline's branch names or from the calls that share a timestep.
         cfg_compute_first: With two unnamed calls a step, the first is the unconditional one.
         cfg_diff_compute_separate: False: the later branch of a step takes the change measured by the first.
+        per_sample: Every sample of a batch is decided over by itself, with `Place.OUTPUT`: those that must be
+            computed go through the transformer together, the others wait. A picture then does not depend on
+            its neighbours. Gates that measure wait for the device once for each sample. Without it a batch is
+            decided over as one, which is the same for fixed schedules. Default False.
         uncond_interval: Within the window, the unconditional branch is computed every so many steps alone. In
             between its output is that of the conditional branch in the same step plus a forecast of their
             difference (FasterCache, arXiv 2410.19355), or a forecast from its own past where it is called
@@ -131,6 +135,7 @@ class CacheConfig(Options):
     enable_separate_cfg: bool | None = option(optional(flag), default=None)
     cfg_compute_first: bool = option(flag, default=False)
     cfg_diff_compute_separate: bool = option(flag, default=True)
+    per_sample: bool = option(flag, default=False)
     uncond_interval: int | None = option(optional(whole(1)), default=None)
     uncond_window: Sequence[float] = option(sequence_of(real(0.0, 1.0), 2), default=(0.0, 0.641))
     num_inference_steps: int | None = option(optional(whole(1)), default=None)
@@ -155,6 +160,12 @@ class CacheConfig(Options):
             raise ConfigError(
                 f"uncond_interval is {self.uncond_interval} but enable_separate_cfg is False, so the "
                 "unconditional branch has no call of its own to be skipped; leave one of them out."
+            )
+
+        if self.uncond_interval is not None and self.per_sample:
+            raise ConfigError(
+                f"per_sample is True but uncond_interval is {self.uncond_interval}, which skips a branch of "
+                "the whole batch; leave one of them out."
             )
 
     @property
@@ -215,6 +226,8 @@ class CacheConfig(Options):
             text += f"_CFG{int(self.enable_separate_cfg)}"
         if self.uncond_interval is not None:
             text += f"_U{self.uncond_interval}"
+        if self.per_sample:
+            text += "_PS"
         return text
 
     def label(self) -> str:

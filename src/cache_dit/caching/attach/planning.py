@@ -73,6 +73,7 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
         trajectory=None if estimating is None else estimating.known_trajectory,
         whole=whole,
         uncond=uncond,
+        per_sample=shared.per_sample,
         parameters=names,
         bypass=row.bypass,
         controls=tuple(Port(name, names.index(name)) for name in row.controls),
@@ -101,6 +102,11 @@ def _segments(lists: Lists, settings: Sequence[Setting]) -> tuple[list[Segment],
         _check_whole(first)
         whole = opaque(lists.model, lists.name, first, first.cache.policy(), 0, residual=True)
         return [whole], Slot(0, 0, None)
+    if any(setting.cache.per_sample for setting in settings):
+        raise ConfigError(
+            f"per_sample is True but place is {first.cache.place}: inside of {lists.name} a batch goes "
+            "through every block together. Give place=Place.OUTPUT."
+        )
     together = len(settings) == 1
     segments: list[Segment] = []
     leaders: dict[Policy, int] = {}

@@ -112,6 +112,11 @@ class SegmentRun:
         """Whether what was delivered failed its check."""
         return self._rejected
 
+    def enters(self, block: nn.Module, args: Arguments, kwargs: Keywords) -> bool:
+        """Decide ahead of the visit, where the segment is one module; whether that has to be computed."""
+        self._enter(block, args, kwargs)
+        return not self.skipping
+
     def rewind(self) -> None:
         """Take back what this forward did to the counters."""
         self._state.gate = self._before
@@ -232,8 +237,8 @@ class SegmentRun:
         entry = entry if self.guide is None else self.guide
         fits = values.fits(entry)
         signal = self._signal(block, entry, args, kwargs) if known is None and self._measures() else None
-        if signal is not None:
-            self._at = self._at._replace(signal=signal)
+        if signal is not None or self._leader is not None:
+            self._at = self._at._replace(signal=signal if self._leader is None else self._leader._at.signal)
         # One decision for all calls of a module in a forward.
         verdict = known or self._decide(signal)
         if verdict.skip and not values.ready:

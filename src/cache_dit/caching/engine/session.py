@@ -19,6 +19,7 @@ from cache_dit.caching.engine.plan import COND, UNCOND, Plan, Slot
 from cache_dit.caching.engine.ports import Arguments, Keywords
 from cache_dit.caching.engine.records import RunRecord, StepRecord
 from cache_dit.caching.engine.requests import LiveRuns, Noise, Request, branch_name
+from cache_dit.caching.engine.samples import batch_of, call_samples, joined, split
 from cache_dit.caching.engine.state import SegmentState
 from cache_dit.caching.maths.gate import Policy, Reason, Signal, Verdict
 from cache_dit.caching.maths.moment import Moment
@@ -39,7 +40,7 @@ class RunState:
     watch: Watch = field(default_factory=Watch)
     changes: dict[int, float | None] = field(default_factory=dict)
     guide: tuple[int, tuple[Any, ...]] | None = None
-    estimations: dict[str | int, Estimation] = field(default_factory=dict)
+    estimations: dict[str | int, list[Estimation]] = field(default_factory=dict)
     marker: float | None = None
     largest: float = 0.0
     position: int | None = None
@@ -95,9 +96,10 @@ class Session:
         step, restart = self._local_step(tick.step)
         if restart:
             state.estimations.pop(tick.branch, None)
-        if restart or tick.branch not in state.branches:
-            state.branches[tick.branch] = [SegmentState(one) for one in self.plan.segments_of(label)]
-        segments = state.branches[tick.branch]
+        count = batch_of(args, kwargs) if self.plan.per_sample else 1
+        own, segments = self.plan.segments_of(label), state.branches.get(tick.branch)
+        if restart or segments is None or len(segments) != count * len(own):
+            segments = state.branches[tick.branch] = [SegmentState(one) for _ in range(count) for one in own]
         condition = state.watch.condition(model, self.plan.controls, args, kwargs)
         switched = resumed or state.conditions.setdefault(tick.branch, condition) != condition
         if switched:
@@ -237,9 +239,13 @@ class Session:
                 known = policy.decide(kept.gate, at)
             observes = _may_skip(policy, at.step, segment.memory, state.total)
             watches = segment.signal is not Signal.NONE
-            keeps_signal = observes and watches and _may_skip(policy, at.step, 1, state.total)
+            keeps_signal = watches and _may_skip(policy, at.step, segment.looks_back, state.total)
             flow = None if self._verified or segment.opaque else FlowCheck(segment)
             latent = first_tensor(args, kwargs) if segment.signal is Signal.LATENT else None
+            if self.plan.per_sample:
+                # Of its own sample alone.
+                latent = None if latent is None else latent[len(runs) : len(runs) + 1]
+                at = at._replace(changes=[])
             guide = None
             if self.plan.uncond is not None and len(runs) == self.plan.uncond.segment:
                 guide = state.guide[1] if state.guide is not None and state.guide[0] == at.step else ()
@@ -264,6 +270,9 @@ class Session:
         """The output, and whether all that was skipped was delivered and passed its check."""
         if all(run.idle for run in runs):
             return call(model, *args, **kwargs), True
+        if self.plan.per_sample and self.plan.whole is not None:
+            names = self.plan.parameters
+            return call_samples(runs, self.plan.whole, call, model, names, args, kwargs), True
         # The first forward visits every block, to check the declared data flow. Asked of the runs, since
         # another thread may have ended its first forward meanwhile.
         slots = self.plan.blocks if any(run.flow is not None for run in runs) else self.plan.slots
@@ -279,7 +288,7 @@ class Session:
 
     def _reached(self, runs: list[SegmentRun]) -> dict[int, SegmentRun]:
         """The runs by number; where all of the transformer was skipped, that one alone."""
-        for number in reversed(self.plan.around):
+        for number in () if self.plan.per_sample else reversed(self.plan.around):
             if number < len(runs) and runs[number].settle().skip:
                 return {number: runs[number]}
         return dict(enumerate(runs))
@@ -291,13 +300,16 @@ class Session:
             state.changes[number] = verdict.change
             # A branch that was computed has the records of what is inside.
             if verdict.skip or uncond is None or number != uncond.segment:
-                state.record.steps.append(StepRecord(label, tick.step, number, verdict, run.share))
+                branch, segment = label, number
+                if self.plan.per_sample:
+                    branch, segment = f"{label} sample {number}".lstrip(), 0
+                state.record.steps.append(StepRecord(branch, tick.step, segment, verdict, run.share))
         if any(segment.grown for branch in state.branches.values() for segment in branch):
             state.record.state_bytes = max(state.record.state_bytes, self._bytes(state))
 
     def _bytes(self, state: RunState) -> int:
         kept = sum(segment.count() for branch in state.branches.values() for segment in branch)
-        return kept + sum(estimation.nbytes for estimation in state.estimations.values())
+        return kept + sum(one.nbytes for made in state.estimations.values() for one in made)
 
     def _estimated(self, state: RunState, tick: Tick, output: Any, runs: list[SegmentRun]) -> Any:
         """What is returned in the place of the output, see `engine.estimation`."""
@@ -305,15 +317,20 @@ class Session:
         index = 0 if noise is None else _noise_index(state, tick)
         if noise is None or noise.strides is None or index >= len(noise.strides):
             return output
+        parts, groups = [output], [runs]
+        if self.plan.per_sample:
+            parts, groups = split(output, len(runs)), [[run] for run in runs]
         kept = state.estimations.get(tick.branch)
-        if kept is None or not kept.fits(output):
+        if kept is None or len(kept) != len(parts) or not kept[0].fits(parts[0]):
             replaces = self.plan.whole is not None
-            kept = Estimation(self.plan.trajectory, noise, index, replaces=replaces)
+            kept = [Estimation(self.plan.trajectory, noise, index, replaces=replaces) for _ in parts]
             state.estimations[tick.branch] = kept
-        computed = not any(run.settle().skip for run in runs)
-        returned = kept.corrected(output, index, noise, computed=computed)
+        returned = [
+            one.corrected(part, index, noise, computed=not any(run.settle().skip for run in group))
+            for one, part, group in zip(kept, parts, groups, strict=True)
+        ]
         state.record.state_bytes = max(state.record.state_bytes, self._bytes(state))
-        return returned
+        return joined(returned)
 
     def _fit(self, budget: int, segments: list[SegmentState]) -> None:
         """Lower the order of the forecasters until all of a branch fits, once the streams are known."""
