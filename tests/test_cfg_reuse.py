@@ -19,6 +19,7 @@ from cache_dit.caching.catalogue import FasterCacheCalibratorConfig, IntervalCon
 from cache_dit.caching.forecasters.banded import Banded
 from cache_dit.caching.gates.always import Always
 from cache_dit.caching.gates.uncond import WindowGate
+from cache_dit.caching.maths.gate import Reason
 from cache_dit.caching.maths.moment import Moment
 from cache_dit.caching.maths.spectrum import low_frequencies
 from cache_dit.errors import ConfigError
@@ -147,15 +148,18 @@ def test_the_conditional_branch_goes_on_by_the_rest() -> None:
     assert letters(model, "uncond") == "CSSSCSSS"
 
 
-def test_a_computed_branch_goes_on_by_the_rest() -> None:
-    inner = IntervalConfig(interval=3, max_warmup_steps=1, Fn_compute_blocks=1, uncond_interval=2, **ALL)
-    model = cached(inner)
+def test_a_branch_that_was_away_is_computed_in_full() -> None:
+    """Outside of the window it goes on by the rest."""
+    window = {"uncond_window": (0.0, 0.6)}
+    model = cached(IntervalConfig(interval=3, max_warmup_steps=1, uncond_interval=2, **window))
     Denoising(model, 0, 8, NAMED).finish()
-    record = attachments_of(model)[0].session.latest
-    uncond = [(step.segment, step.verdict.skip) for step in record.steps if step.branch == "uncond"]
-    # The whole branch on the odd steps, else the blocks, which are due on steps 0, 4 (3 behind 0) and so on.
-    whole = len(attachments_of(model)[0].session.plan.segments) - 1
-    assert [number == whole for number, skip in uncond if skip] == [True, False, True, True, False, True]
+    attached = attachments_of(model)[0]
+    uncond = [step for step in attached.session.latest.steps if step.branch == "uncond"]
+    whole = attached.session.plan.uncond.segment
+    shown = ["C" if not step.verdict.skip else "W" if step.segment == whole else "S" for step in uncond]
+    # From step 4 on, at noise level 0.5, the branch is skipped whole on every other step.
+    assert "".join(shown) == "CSSCWCWC"
+    assert [step.verdict.reason is Reason.AWAY for step in uncond] == [step in (5, 7) for step in range(8)]
 
 
 def test_both_may_be_whole() -> None:

@@ -362,10 +362,8 @@ def pab(spatial: int = 2, temporal: int = 4, cross: int = 6) -> Preset:
 def fastercache(interval: int = 5) -> Preset:
     """FasterCache (arXiv 2410.19355): attention outputs are moved on, the unconditional branch is forecast.
 
-    At the noise levels of diffusers' code. The second half needs guidance with a call for each branch.
-
     Args:
-        interval: Every how many steps the unconditional branch is computed.
+        interval: Every how many steps that branch is computed, where it has calls of its own.
     """
     cache = PABConfig(spatial=2, temporal=2, cross=2, window=(0.0, 0.681), uncond_interval=interval)
     return Preset(cache, FasterCacheCalibratorConfig())

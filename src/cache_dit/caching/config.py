@@ -100,8 +100,9 @@ class CacheConfig(Options):
         uncond_interval: Within the window, the unconditional branch is computed every so many steps alone. In
             between its output is that of the conditional branch in the same step plus a forecast of their
             difference (FasterCache, arXiv 2410.19355), or a forecast from its own past where it is called
-            first. The rest of this configuration goes on for what is computed. Needs a call for each branch;
-            costs one output and what the forecaster keeps. None (default): no branch is skipped whole.
+            first. The conditional branch goes on by the rest of this configuration; the other one does so too
+            as long as it is computed on every step. Needs a call for each branch; costs one output and what
+            the forecaster keeps. None (default): no branch is skipped whole.
         uncond_window: Noise levels, a low and a high one, strictly between which that is done; where nothing
             tells the noise level, shares of the run still to come. Early on the difference of the branches
             changes fast. Default (0, 0.641), as in FasterCache's code.

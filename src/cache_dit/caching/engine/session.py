@@ -231,8 +231,9 @@ class Session:
             policy = segment.policy or self.plan.segments[segment.leader].policy
             assert policy is not None  # a leader has one
             known, leader = None, None
-            if forced is not None:
-                known = Verdict(False, forced)
+            reason = Reason.AWAY if forced is None and self._was_away(segments, len(runs)) else forced
+            if reason is not None:
+                known = Verdict(False, reason)
             elif segment.policy is None:
                 leader = runs[segment.leader]
             else:
@@ -251,6 +252,12 @@ class Session:
                 guide = state.guide[1] if state.guide is not None and state.guide[0] == at.step else ()
             runs.append(SegmentRun(kept, at, known, leader, observes, keeps_signal, flow, latent, guide))
         return runs
+
+    def _was_away(self, segments: list[SegmentState], number: int) -> bool:
+        """Whether a segment is in a branch that was skipped whole on the step before, so its past is old."""
+        uncond = self.plan.uncond
+        inside = uncond is not None and number < uncond.segment < len(segments)
+        return inside and segments[-1].gate.continuous > 0
 
     def _share(self, state: RunState, tick: Tick, runs: list[SegmentRun]) -> None:
         """Let later branches of a step take over what its first branch measured."""

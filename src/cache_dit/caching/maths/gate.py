@@ -53,6 +53,7 @@ class Reason(Enum):
     SWITCHED = "condition switched"
     UNCERTAIN = "run not yet told from a dropped one"
     REJECTED = "the forecast failed its check"
+    AWAY = "the branch was skipped before"
 
 
 class Verdict(NamedTuple):
