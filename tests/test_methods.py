@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tiny.runs import Denoising, decisions, small_flux
+from torch import Tensor
 
 import cache_dit
-from cache_dit import CacheConfig, CalibratorConfig, Place, Preset, Schedule, presets
+from cache_dit import (
+    CacheConfig,
+    CalibratorConfig,
+    Place,
+    Preset,
+    Schedule,
+    TrajectoryCalibratorConfig,
+    presets,
+)
 from cache_dit.caching import catalogue
 from cache_dit.caching.maths.gate import Signal
 from cache_dit.demo import PROMPTS, generate, load_pipeline
 from cache_dit.errors import ConfigError
+from cache_dit.tune import calibrate
 
-TEXT = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+ROOT = Path(__file__).parents[1]
+README, TEXT = (ROOT / "README.md").read_text(), (ROOT / "docs" / "methods.md").read_text()
 BLOCKS = [part.split("```")[0] for part in TEXT.split("```python\n")[1:]]
 FUNCTIONS: dict[str, Callable[..., Preset]] = {
     name: function
@@ -110,3 +123,78 @@ def test_the_error_that_is_shown_is_the_one_that_is_raised(pipe: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         cache_dit.enable_cache(pipe, config)
     assert str(caught.value) == " ".join(shown.split())
+
+
+def test_the_examples_of_the_readme(pipe: Any) -> None:
+    (code,) = re.findall(r"## Choosing a method\n.*?```python\n(.*?)```", README, flags=re.DOTALL)
+    for line in code.splitlines():
+        exec(compile(line, "README.md", "exec"), {"cache_dit": cache_dit, "pipe": pipe})
+        cache_dit.disable_cache(pipe)
+
+
+# --- what is said of the estimate ---
+
+HALF = presets.trajectory(compute=0.5)
+LINE = Preset(HALF.cache_config, cache_dit.TaylorSeerCalibratorConfig())
+
+
+@pytest.fixture
+def picture(pipe: Any) -> Iterator[Callable[[Preset | None], Tensor]]:
+    """A picture of 8 steps, with a preset or without the cache."""
+
+    def drawn(preset: Preset | None) -> Tensor:
+        cache_dit.disable_cache(pipe)
+        if preset is not None:
+            cache_dit.enable_cache(pipe, preset)
+        # Some samplers draw noise on the way.
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return generate(pipe, PROMPTS[0], steps=8, cfg=1.0)
+
+    scheduler = pipe.scheduler
+    yield drawn
+    pipe.scheduler = scheduler
+    cache_dit.disable_cache(pipe)
+
+
+def test_nothing_is_changed_while_every_step_is_computed(
+    picture: Callable[[Preset | None], Tensor],
+) -> None:
+    assert torch.equal(picture(presets.trajectory(compute=1.0)), picture(None))
+
+
+def test_with_another_sampler_there_is_the_line_alone(
+    pipe: Any, picture: Callable[[Preset | None], Tensor]
+) -> None:
+    assert not torch.equal(picture(HALF), picture(LINE))
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, stochastic_sampling=True)
+    assert torch.equal(picture(HALF), picture(LINE))
+    cache_dit.disable_cache(pipe)
+    with pytest.raises(ConfigError, match="does not move the latent by multiples of the transformer's out"):
+        calibrate(pipe, PROMPTS[:1], num_inference_steps=8, **DEMO)
+
+
+def test_elsewhere_skipped_steps_are_forecast_and_computed_ones_correct() -> None:
+    sigmas, latents = [1.0 - step / 8 for step in range(9)], []
+    for calibrator in (TrajectoryCalibratorConfig(), cache_dit.TaylorSeerCalibratorConfig()):
+        cache = cache_dit.IntervalConfig(interval=3, max_warmup_steps=2)
+        model = cache_dit.enable_cache(small_flux(), cache, calibrator)
+        run = Denoising(model, 0, 8, request=cache_dit.Request(8, sigmas=sigmas))
+        seen = []
+        for _ in range(8):
+            run.advance()
+            seen.append(run.latents)
+        assert decisions(model) == "CCSSCSSC"
+        latents.append(seen)
+    same = [torch.equal(ours, line) for ours, line in zip(*latents, strict=True)]
+    assert same == [True] * 4 + [False] * 4
+
+
+def test_a_loop_of_its_own_is_estimated_by_the_noise_levels_of_its_request() -> None:
+    sigmas = [1.0 - step / 6 for step in range(7)]
+    made = {}
+    for name, preset, given in (("line", LINE, sigmas), ("untold", HALF, None), ("told", HALF, sigmas)):
+        model = cache_dit.enable_cache(small_flux(), preset)
+        made[name] = Denoising(model, 0, 6, request=cache_dit.Request(6, sigmas=given)).finish()
+    assert torch.equal(made["untold"], made["line"])
+    assert not torch.equal(made["told"], made["line"])
