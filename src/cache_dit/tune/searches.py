@@ -1,4 +1,4 @@
-"""Which steps are worth computing: the searches that `calibrate` knows."""
+"""Which steps are worth computing: the searches that `observe` knows."""
 
 from __future__ import annotations
 
