@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from cache_dit import (
     CalibratorConfig,
     DBCacheConfig,
     TaylorSeerCalibratorConfig,
+    Trajectory,
     TrajectoryCalibratorConfig,
     disable_cache,
     enable_cache,
@@ -72,8 +74,19 @@ def _dynamic_mask(filled: str, cell: Cell, policy: str) -> Preset:
     return Preset(config, _FILLED[filled])
 
 
+def trajectory_file(cell: Cell) -> Path:
+    """What `bench/trajectories.py` has measured in a cell."""
+    return Path(__file__).parent / "trajectories" / f"{cell.steps}-steps-cfg-{cell.cfg:g}.json"
+
+
+def _measured(cell: Cell, fraction: float) -> Preset:
+    return presets.trajectory(fraction, Trajectory.load(trajectory_file(cell)))
+
+
+_BUDGETS = (0.6, 0.5, 0.4, 1 / 3, 0.3, 0.25, 0.22)
 _LINES: tuple[Line, ...] = (
-    _line("Trajectory", presets.trajectory, (0.6, 0.5, 0.4, 1 / 3, 0.3, 0.25, 0.22), fixed=True),
+    _line("Trajectory", presets.trajectory, _BUDGETS, fixed=True),
+    ("Trajectory, measured", _measured, _BUDGETS, True),
     *(
         _line(
             f"DBCache {filled}, warm-up {warmup}",
