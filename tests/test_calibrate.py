@@ -14,9 +14,11 @@ import cache_dit
 from cache_dit.caching.attach.override import attachment_of
 from cache_dit.caching.gates.scheduled import ScheduleConfig
 from cache_dit.caching.maths.schedule import Schedule
+from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.demo import PROMPTS, load_pipeline
 from cache_dit.errors import ConfigError, ConfigTypeError
-from cache_dit.tune import DPCache, LeMiCa, Search, calibrate, magcache_ratios, observe
+from cache_dit.tune import ClosedLoop, DPCache, LeMiCa, Search, calibrate, magcache_ratios, observe
+from cache_dit.tune.closed_loop import candidates
 from cache_dit.tune.paths import bottleneck_path, cheapest_path
 from cache_dit.tune.recording import Call, Recording, record
 
@@ -114,6 +116,53 @@ def chosen(search: Search, runs: list[list[float]], count: int) -> tuple[int, ..
 
 def rerun(*configs: Any) -> Any:
     raise AssertionError("this search needs no second run")
+
+
+def straight(steps: int) -> Trajectory:
+    return Trajectory.expected(tuple(1.0 - step / steps for step in range(steps + 1)))
+
+
+@pytest.mark.parametrize(("steps", "count"), [(28, 9), (28, 14), (6, 4), (6, 2), (6, 6)])
+def test_candidates_are_schedules_with_different_beginnings(steps: int, count: int) -> None:
+    found = candidates(straight(steps), count, 5)
+    assert all(made[0] == 0 and len(made) == count and made[-1] < steps for made in found)
+    assert all(list(made) == sorted(set(made)) for made in found)
+    assert len({made[:4] for made in found}) == len(found) == (5 if count < steps else 1)
+
+
+def test_the_closed_loop_takes_what_ends_nearest_to_the_uncached_runs() -> None:
+    search = ClosedLoop(trajectory=straight(12), computed_steps=5, tries=4)
+    tried = candidates(search.trajectory, 5, 4)
+    errors = {tried[0]: (1.0, 1.0), tried[1]: (0.1, 2.0), tried[2]: (0.9, 0.9), tried[3]: (3.0, 0.0)}
+
+    def look(number: int) -> dict[tuple[int, ...], float]:
+        made = recording([0.0] * 12)
+        return search.look(
+            made, lambda cache, calibrator: made.final + errors[cache.schedule.computed][number]
+        )
+
+    seen = [look(0), look(1)]
+    assert seen[0][tried[3]] == pytest.approx(9.0), "squares"
+    assert search.choose(seen, 12, 5) == tried[2], "the sum of squares decides, so the worst run mostly"
+    assert search.choose(seen, 12, 6) is None, "another number of steps was not tried"
+
+
+def test_the_closed_loop_wants_a_trajectory_of_the_same_length() -> None:
+    search = ClosedLoop(trajectory=straight(12), computed_steps=5)
+    with pytest.raises(
+        ConfigError, match="trajectory is one of 12 steps but the runs have 6; calibrate with"
+    ):
+        search.look(recording([0.0] * 6), rerun)
+
+
+def test_the_closed_loop_on_the_demo_model(pipe: Any) -> None:
+    trajectory = calibrate(pipe, PROMPTS[:2], num_inference_steps=TOTAL, **DEMO)
+    search = ClosedLoop(trajectory=trajectory, computed_steps=3, tries=3)
+    seen = observe(pipe, PROMPTS[:1], num_inference_steps=TOTAL, search=search, **DEMO)
+    (errors,) = seen.seen
+    assert len(errors) == 3
+    assert min(errors.values()) > 0.0
+    assert errors[seen.schedule(3).computed] == min(errors.values())
 
 
 def test_a_recording_is_the_run(pipe: Any) -> None:
@@ -272,7 +321,7 @@ def test_what_cannot_be_calibrated_is_refused(
     [
         (DPCache(), 0, "computed_steps is 0"),
         (DPCache(), 7, "computed_steps is 7 of a run of 6 steps"),
-        (DPCache(longest_gap=1), 3, "a larger longest_gap"),
+        (DPCache(longest_gap=1), 3, "for which DPCache has no schedule; give another number"),
     ],
 )
 def test_schedules_that_cannot_be_are_refused(pipe: Any, search: Search, count: int, message: str) -> None:

@@ -51,8 +51,9 @@ class Observations:
         computed = self.search.choose(self.seen, self.total, computed_steps) if fits else None
         if computed is None:
             raise ConfigError(
-                f"computed_steps is {computed_steps} of a run of {self.total} steps, which {self.search} "
-                "cannot do; give another number of steps or a larger longest_gap."
+                f"computed_steps is {computed_steps} of a run of {self.total} steps, for which "
+                f"{type(self.search).__name__} has no schedule; give another number of steps, or other limits "
+                "to the search."
             )
         return Schedule(
             total=self.total,
