@@ -52,8 +52,8 @@ class Observations:
         if computed is None:
             raise ConfigError(
                 f"computed_steps is {computed_steps} of a run of {self.total} steps, for which "
-                f"{type(self.search).__name__} has no schedule; give another number of steps, or other limits "
-                "to the search."
+                f"{type(self.search).__name__} has no schedule; give another number of steps, or the search "
+                "other limits."
             )
         return Schedule(
             total=self.total,
