@@ -35,6 +35,7 @@ from cache_dit.caching.catalogue import (
     DBPruneConfig,
     DeltaDiTConfig,
     DiCacheConfig,
+    EasyCacheConfig,
     IntervalConfig,
     PABConfig,
     SpeCaConfig,
@@ -372,6 +373,32 @@ def test_methods_that_need_blocks_say_so(config: CacheConfig, place: Place, word
     model = FLUX.build()
     with pytest.raises(ConfigError, match=words):
         cache_dit.enable_cache(model, dataclasses.replace(config, place=place))
+
+
+def test_what_goes_by_the_output_keeps_the_output() -> None:
+    config = EasyCacheConfig(place=Place.MIDDLE)
+    with pytest.raises(ConfigError, match=r"Place.MIDDLE but EasyCache goes by the output .* Place.OUTPUT"):
+        cache_dit.enable_cache(FLUX.build(), config)
+
+
+@pytest.mark.parametrize("compiled_first", [True, False])
+def test_compiled_blocks_break_at_the_modules_that_are_skipped(compiled_first: bool) -> None:
+    expected = Denoising(cache_dit.enable_cache(small_flux(), every_second(Place.MLP)), 0).finish()
+    for whole in (False, True):
+        torch.compiler.reset()
+        model: Any = small_flux()
+        if not compiled_first:
+            cache_dit.enable_cache(model, every_second(Place.MLP))
+        model.compile_repeated_blocks(fullgraph=whole, backend="eager")
+        if compiled_first:
+            cache_dit.enable_cache(model, every_second(Place.MLP))
+        if whole:
+            with pytest.raises(ConfigError, match=r"Place.MLP .* fullgraph=False"):
+                Denoising(model, 0).finish()
+        else:
+            torch.testing.assert_close(Denoising(model, 0).finish(), expected)
+            assert decisions(model) == "CCSCSC"
+    torch.compiler.reset()
 
 
 def test_one_output_for_all_lists() -> None:

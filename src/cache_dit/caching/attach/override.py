@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from cache_dit.caching.attach.attachment import Attachment
 from cache_dit.caching.attach.observe import observe
+from cache_dit.caching.config import Place
 from cache_dit.caching.engine.forward import current_frame
 from cache_dit.caching.engine.requests import Request, branch_name, current_request
 from cache_dit.caching.patch_functors import Patch
-from cache_dit.errors import CacheDiTError, PatternError, UnsupportedModelError
+from cache_dit.errors import CacheDiTError, ConfigError, PatternError, UnsupportedModelError
 
 _PLAIN = "_cache_dit_plain_class"
 _ATTACHED = "_cache_dit_attachment"
@@ -169,6 +170,15 @@ def _transformer_class(plain: Any) -> type:
                 attached = _settled(self, attached, call, args, kwargs)
             request = current_request()
             return attached.of(request).session.forward(request, call, self, args, kwargs)
+        except torch._dynamo.exc.Unsupported as error:
+            place = attached.settings[0].cache.place
+            if place not in (Place.ATTENTION, Place.MLP, Place.SUBMODULES):
+                raise
+            raise ConfigError(
+                f"place is {place} and the blocks of {attached.lists.name} are compiled in one piece, but "
+                "modules inside of them are skipped; compile with fullgraph=False, which breaks the graph at "
+                "each of them, or give Place.BLOCKS or Place.MIDDLE."
+            ) from error
         except (PatternError, UnsupportedModelError):
             # The declaration is wrong, or nothing can be cached, so every later forward would fail as well.
             take_off(self)

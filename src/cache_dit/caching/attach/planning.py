@@ -112,6 +112,11 @@ def _segments(lists: Lists, settings: Sequence[Setting]) -> tuple[list[Segment],
     leaders: dict[Policy, int] = {}
     for number in range(len(lists.flows)):
         setting = settings[0 if together else number]
+        if setting.cache.policy().gate.looks_at_output:
+            raise ConfigError(
+                f"place is {setting.cache.place} but {setting.cache.method} goes by the output of the "
+                "transformer; give Place.OUTPUT."
+            )
         leads = number == 0 or not together
         start = setting.cache.Fn_compute_blocks if leads else 0
         last = number == len(lists.flows) - 1 or not together
