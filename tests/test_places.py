@@ -37,7 +37,9 @@ from cache_dit.caching.catalogue import (
     DiCacheConfig,
     EasyCacheConfig,
     IntervalConfig,
+    MagCacheConfig,
     PABConfig,
+    SeaCacheConfig,
     SpeCaConfig,
     TeaCacheConfig,
 )
@@ -47,6 +49,7 @@ from cache_dit.caching.engine.records import StepRecord
 from cache_dit.caching.gates.teacache import TeaCacheGate
 from cache_dit.caching.maths.gate import Reason
 from cache_dit.caching.models.rows import row_of
+from cache_dit.demo.model import PROMPTS, generate, load_pipeline
 from cache_dit.errors import ConfigError
 from cache_dit.report import summary
 from cache_dit.report.flops import SDPA_MAPPING
@@ -605,3 +608,24 @@ def first_block(tiny: TinyModel) -> nn.Module:
     row, model = row_of(getattr(diffusers, tiny.name)), model_of(tiny)
     assert row is not None
     return next(flow.members(model)[0] for flow in row.lists if flow.members(model))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TeaCacheConfig(rel_l1_thresh=0.15),
+        SeaCacheConfig(),
+        EasyCacheConfig(threshold=0.2, max_warmup_steps=2),
+        MagCacheConfig(ratios=[1.0] + [0.97] * 9),
+        DiCacheConfig(threshold=0.2),
+    ],
+    ids=lambda config: config.method,
+)
+def test_adaptive_methods_skip_some_steps_of_the_demo_model(config: CacheConfig) -> None:
+    pipe = load_pipeline()
+    with caching(pipe, config):
+        generate(pipe, PROMPTS[0], steps=10, cfg=1.0)
+        steps = decisions(pipe)
+    assert len(steps) == 10
+    # Neither none, nor as many as there may be.
+    assert 2 <= steps.count("S") <= 6
