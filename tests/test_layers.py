@@ -52,6 +52,9 @@ SIBLINGS_ALLOWED = {
 
 LINES_PER_FILE = 400
 LINES_OF_LAYERS_0_TO_3 = 5_000
+# The methods: a list that grows by files, each of which is short, and which the house does not depend on.
+CATALOGUE = ("caching/forecasters/", "caching/gates/")
+LINES_PER_METHOD = 80
 
 Arrow = tuple[str, int, bool]  # imported module, line, stands inside a function
 
@@ -237,7 +240,10 @@ def test_files_stay_short() -> None:
     lines = {path: len(source.splitlines()) for path, source in sources.items()}
     assert {path: count for path, count in lines.items() if count > LINES_PER_FILE} == {}
     homes = {path: home(module_name(path)) for path in lines}
-    core = sum(lines_of_code(sources[path]) for path, place in homes.items() if place and place[1] < 4)
+    methods = {path for path in lines if path.startswith(CATALOGUE)}
+    assert {path: lines[path] for path in methods if lines[path] > LINES_PER_METHOD} == {}
+    house = [path for path, place in homes.items() if place and place[1] < 4 and path not in methods]
+    core = sum(lines_of_code(sources[path]) for path in house)
     assert 1_000 < core < LINES_OF_LAYERS_0_TO_3
 
 

@@ -104,6 +104,8 @@ def is_covered(thing: object) -> bool:
 
 
 def _subclass(plain: Any, **members: Any) -> type:
+    _outside_of_compile()
+
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         # A copy or a pickle is a plain model without what is attached.
         make, args, state, *rest = plain.__reduce_ex__(self, protocol)
@@ -140,7 +142,7 @@ def _block_class(plain: Any) -> type:
                 return run.visit(slot, call, self, args, kwargs)
         return call(self, *args, **kwargs)
 
-    return _subclass(plain, __call__=_outside_of_compile(__call__))
+    return _subclass(plain, __call__=__call__)
 
 
 @functools.cache
@@ -154,7 +156,7 @@ def _muted_class(plain: Any) -> type:
         given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         return given.new_zeros(())
 
-    return _subclass(plain, __call__=_outside_of_compile(__call__))
+    return _subclass(plain, __call__=__call__)
 
 
 @functools.cache
@@ -184,7 +186,7 @@ def _transformer_class(plain: Any) -> type:
             take_off(self)
             raise
 
-    members: dict[str, Any] = {"__call__": _outside_of_compile(__call__)}
+    members: dict[str, Any] = {"__call__": __call__}
     announce = getattr(plain, "cache_context", None)
     if announce is not None:
 
@@ -227,13 +229,11 @@ def _pipeline_class(plain: Any, new_request: Callable[[Any], Request]) -> type:
 
 
 @functools.cache
-def _engine_outside_of_compile() -> None:
-    """Keep dynamo from tracing the engine: it would compile a piece of it for every state that it is in."""
+def _outside_of_compile() -> None:
+    """Keep dynamo from tracing this package; what it calls is compiled as usual.
+
+    It would compile a piece of the engine for every state that it is in. `torch.compiler.disable` on each
+    function
+    is no way: its wrapper takes three times as long as a skipped block.
+    """
     torch._dynamo.trace_rules.add("cache_dit.caching")
-
-
-def _outside_of_compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep dynamo from tracing the function itself; what it calls is compiled as usual."""
-    _engine_outside_of_compile()
-    disabled: Callable[..., Any] = torch.compiler.disable(function, recursive=False)  # type: ignore[no-untyped-call]  # torch's own signature
-    return disabled
