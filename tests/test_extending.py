@@ -249,14 +249,16 @@ def test_every_gate_goes_with_every_forecaster(
 @pytest.mark.parametrize("place", Place, ids=lambda place: place.name)
 @pytest.mark.parametrize("cache", CACHES, ids=lambda kind: kind.__name__)
 def test_every_gate_goes_with_every_place(model: Any, cache: type[CacheConfig], place: Place) -> None:
-    """Refused is what looks at blocks, or computes tokens in modules, where there are none; nothing else."""
+    """Refused is what looks at blocks, modules or the output where there are none; nothing else."""
     gate = made(cache).gate()
     looks = gate.verifies or gate.signal in (Signal.RESIDUAL, Signal.PROBE, Signal.MODULATED)
     outside = place in (Place.MIDDLE, Place.BLOCKS, Place.OUTPUT)
     sentence = refusal(model, cache, CalibratorConfig, place=place)
     if made(cache).tokens() is not None and outside:
         assert re.fullmatch(r"place is Place\.\w+, but \w+ computes tokens .*; give .*\.", sentence or "")
-    elif looks and place not in (Place.MIDDLE, Place.BLOCKS):
+    elif (looks and place not in (Place.MIDDLE, Place.BLOCKS)) or (
+        gate.looks_at_output and place is not Place.OUTPUT
+    ):
         assert re.fullmatch(r"place is Place\.\w+ but .*; give .*\.", sentence or "")
     else:
         assert sentence is None
