@@ -265,7 +265,7 @@ def test_the_report_is_made_from_the_file_alone(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     text = (tmp_path / "out" / "compare.md").read_text()
     assert "| S | cache-dit | 40.0 (40.0) | 40.0 (40.0) | 40.0 (40.0) | - |" in text
-    assert "| S | a, b | 0.500 | 0.600 | 40.0 | 40.0 to 40.0 | 40.0 | 40.0 | 0.9000 |" in text
+    assert "| S | a, b | 3 | 0.500 | 0.600 | 40.0 | 40.0 to 40.0 | 40.0 | 40.0 | 0.9000 |" in text
     table = (tmp_path / "out" / "compare.csv").read_text().splitlines()
     assert len(table) == 1 + 2 * 2 * 2
     assert 'report,cache-dit,S,"a, b",6,1,3,0.5,0.6,40,40,40,40,40,0.9,0.9,0.9' in table

@@ -33,9 +33,11 @@ _NUMBERS = (
     "ssim_p10",
     "ssim_worst",
 )
+_FLOOR = "uncached again"
 _HEAD = (
     "system",
     "setting",
+    "pictures",
     "FLOPs",
     "time",
     "PSNR",
@@ -119,8 +121,7 @@ def rows_as_csv(rows: Sequence[Row]) -> str:
 def _opening(training: Sequence[Row], report: Sequence[Row]) -> str:
     import diffusers
 
-    tuned = max((row.pictures for row in training), default=0)
-    floor = [row.psnr for row in report if row.setting.system == "uncached again"]
+    floor = [row.psnr for row in report if row.setting.system == _FLOOR]
     facts = (
         f"date: {datetime.date.today().isoformat()}",
         f"machine: {_processor()}, {os.cpu_count()} cores, one torch thread",
@@ -128,14 +129,19 @@ def _opening(training: Sequence[Row], report: Sequence[Row]) -> str:
         f"cache_dit {__version__}",
         "commands: `cache-dit bench compare --training`, then `cache-dit bench compare`; all this from the "
         "scores by picture, which they leave: `cache-dit bench compare --report`",
-        f"pictures: {max(row.pictures for row in report)} for each setting; settings were chosen on {tuned} "
-        "others, of other prompts and seeds",
+        f"pictures: {_range(report)} for each setting; settings were chosen on {_range(training)} others, of "
+        "other prompts and seeds",
         "noise floor, uncached runs one by one against batches: "
         + (f"{min(floor):.0f} dB" if floor else "not measured"),
         *REMARKS,
     )
     listed = "\n".join(f"- {fact}" for fact in facts)
     return f"# All caches, and fewer steps\n\n{listed}\n\n{_EXPLAINED}\n"
+
+
+def _range(rows: Sequence[Row]) -> str:
+    counts = {row.pictures for row in rows if row.setting.system != _FLOOR} or {0}
+    return f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(*counts)
 
 
 def _overview(cell: Cell, best: dict[str, list[Row]]) -> str:
@@ -166,6 +172,7 @@ def _table(rows: Sequence[Row]) -> str:
                 (
                     row.setting.system,
                     row.setting.strength,
+                    str(row.pictures),
                     f"{row.flops:.3f}",
                     "" if math.isnan(row.time) else f"{row.time:.3f}",
                     f"{row.psnr:.1f}",
