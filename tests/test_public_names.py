@@ -57,6 +57,7 @@ PUBLIC = {
     "TaylorSeerCalibratorConfig",
     "TeaCacheConfig",
     "ToCaConfig",
+    "ToleranceConfig",
     "Trajectory",
     "TrajectoryCalibratorConfig",
     "__version__",

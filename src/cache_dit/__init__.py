@@ -43,6 +43,7 @@ from cache_dit.caching.catalogue import (
     TaylorSeerCalibratorConfig,
     TeaCacheConfig,
     ToCaConfig,
+    ToleranceConfig,
     TrajectoryCalibratorConfig,
 )
 from cache_dit.caching.config import CacheConfig, CacheType, Place
@@ -127,6 +128,7 @@ __all__ = [
     "TaylorSeerCalibratorConfig",
     "TeaCacheConfig",
     "ToCaConfig",
+    "ToleranceConfig",
     "Trajectory",
     "TrajectoryCalibratorConfig",
     "__version__",

@@ -30,3 +30,4 @@ from cache_dit.caching.gates.speca import SpeCaConfig as SpeCaConfig
 from cache_dit.caching.gates.surprise import SurpriseConfig as SurpriseConfig
 from cache_dit.caching.gates.teacache import TeaCacheConfig as TeaCacheConfig
 from cache_dit.caching.gates.toca import ToCaConfig as ToCaConfig
+from cache_dit.caching.gates.tolerance import ToleranceConfig as ToleranceConfig
