@@ -233,7 +233,6 @@ def _outside_of_compile() -> None:
     """Keep dynamo from tracing this package; what it calls is compiled as usual.
 
     It would compile a piece of the engine for every state that it is in. `torch.compiler.disable` on each
-    function
-    is no way: its wrapper takes three times as long as a skipped block.
+    function is no way: its wrapper takes three times as long as a skipped block.
     """
     torch._dynamo.trace_rules.add("cache_dit.caching")

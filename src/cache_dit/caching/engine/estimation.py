@@ -2,10 +2,9 @@
 
 Where the whole transformer is skipped, the output of every step is replaced by the one that takes the latent
 to its estimate. Where parts of it are, what they return is left as it is on skipped steps, and the next
-computed step puts
-right what it got wrong: by then the outputs in between can be interpolated, which is far more exact than any
-    forecast
-(a predictor and a corrector, in the terms of multistep methods for differential equations).
+computed step puts right what it got wrong: by then the outputs in between can be interpolated, which is far
+more exact than any forecast (a predictor and a corrector, in the terms of multistep methods for differential
+equations).
 """
 
 from __future__ import annotations

@@ -16,14 +16,12 @@ class TrajectoryCalibratorConfig(CalibratorConfig):
 
     A forecast that was off has moved the latent to a wrong place. Every computed step tells more of the steps
     before it, so it also puts right what they got wrong: see `caching.maths.trajectory` for the estimate,
-        which is
-    the linear one of least mean square error under a kernel, and `engine.estimation` for what it does. With
-    `Place.OUTPUT` the estimate is also what skipped steps return, and everything that is kept are outputs of
-    the transformer, which are small; with other places these forecast their streams by a line.
+    which is the linear one of least mean square error under a kernel, and `engine.estimation` for what it
+    does. With `Place.OUTPUT` the estimate is also what skipped steps return, and everything that is kept are
+    outputs of the transformer, which are small; with other places these forecast their streams by a line.
 
     Needs a sampler that moves the latent by a multiple of the output: Euler's on flow matching, which FLUX,
-        SD3,
-    Qwen-Image, HunyuanVideo, LTX-Video and others use. With others there are the forecasts alone.
+    SD3, Qwen-Image, HunyuanVideo, LTX-Video and others use. With others there are the forecasts alone.
 
     Attributes:
         trajectory: What the estimate is made from: measured once for a model by `cache_dit.tune.calibrate`.

@@ -31,12 +31,9 @@ class BudgetConfig(CacheConfig):
     """Compute a given share of the steps (this project).
 
     Errors of the first steps are carried on by all others, and the last steps change little: so the k
-        computed
-    steps of S are `ceil((S - 2) (j / (k - 1))**power)`, `j = 0..k-1`, each at least one behind the one
-    before. The
-    very last step is not computed: the latent is known well by then. The exponent was chosen on the demo
-        model, on
-    other prompts than the benchmarks report.
+    computed steps of S are `ceil((S - 2) (j / (k - 1))**power)`, `j = 0..k-1`, each at least one behind the
+    one before. The very last step is not computed: the latent is known well by then. The exponent was chosen
+    on the demo model, on other prompts than the benchmarks report.
 
     Attributes:
         place: Default `Place.OUTPUT`.

@@ -8,8 +8,8 @@ changes little from prompt to prompt; with it the linear estimate of least mean 
 interpolating ones are special cases, with weights that fit no model.
 
 What is computed off the true path is off itself: an error d of the latent shows in the output as about `J d`,
-    `J = -1`
-(a denoiser that points back), and as noise of `rho |d|`, `rho = 2`. Both were measured on the demo model.
+`J = -1` (a denoiser that points back), and as noise of `rho |d|`, `rho = 2`. Both were measured on the demo
+model.
 """
 
 from __future__ import annotations
