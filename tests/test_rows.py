@@ -439,7 +439,7 @@ def test_observed_data_flow_agrees_with_the_row(tiny: TinyModel, variant: str) -
 
 
 def prunable(tiny: TinyModel, kept: Iterable[int]) -> list[nn.Module]:
-    """All but the first block and those kept; of a pair the first, at both ends of which the layout is one."""
+    """All but the first block and those kept; of a pair the first: the layout is one at both its ends."""
     starts = [flow.members(model_of(tiny))[:: flow.period] for flow in flows_of(tiny)]
     every = [(number, index) for number, blocks in enumerate(starts) for index, _ in enumerate(blocks)]
     return [starts[number][index] for number, index in every[1:] if index not in kept]
