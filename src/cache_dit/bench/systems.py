@@ -61,6 +61,11 @@ def _residual(filled: str, warmup: int, threshold: float) -> Preset:
     return Preset(config, _FILLED[filled])
 
 
+def _plain(filled: str, threshold: float) -> Preset:
+    """What `enable_cache(pipe)` decides on this model, whose first list has four blocks, at any threshold."""
+    return Preset(DBCacheConfig(Fn_compute_blocks=2, residual_diff_threshold=threshold), _FILLED[filled])
+
+
 def _mask(order: int, cell: Cell, policy: str) -> Preset:
     return presets.scm(policy, total_steps=cell.steps, order=order)
 
@@ -87,6 +92,10 @@ _BUDGETS = (0.6, 0.5, 0.4, 1 / 3, 0.3, 0.25, 0.22)
 _LINES: tuple[Line, ...] = (
     _line("Trajectory", presets.trajectory, _BUDGETS, fixed=True),
     ("Trajectory, measured", _measured, _BUDGETS, True),
+    *(
+        _line(f"default decisions, {filled}", partial(_plain, filled), (0.08, 0.12, 0.16), fixed=False)
+        for filled in ("reuse", "Taylor 1", "estimate")
+    ),
     *(
         _line(
             f"DBCache {filled}, warm-up {warmup}",
