@@ -82,6 +82,7 @@ def test_a_row_of_the_table_is_what_the_code_does(name: str) -> None:
     gate = cache.policy().gate
     assert (gate.signal is Signal.NONE) == looks.startswith("nothing")
     assert ("check" in looks) == gate.verifies
+    assert ("learns" in looks) == gate.learns
     if filled != "any":
         assert int(keeps.split()[0]) == forecaster.memory
     assert (type(forecaster).__name__ == "Reuse") == (filled == "last value" or filled == "any")
