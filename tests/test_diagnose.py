@@ -13,7 +13,7 @@ from tiny.pipelines import FLUX_TRUE_CFG, QWEN_IMAGE_PIPELINE
 from typer.testing import CliRunner
 
 import cache_dit
-from cache_dit import DBCacheConfig, ForwardPattern, Request, diagnose, enable_cache
+from cache_dit import DBCacheConfig, ForwardPattern, Request, diagnose, enable_cache, presets
 from cache_dit.caching.gates.residual import ResidualGate
 from cache_dit.cli.app import app
 from cache_dit.report import Problem, findings, summary
@@ -50,6 +50,15 @@ def test_health(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_not_run() -> None:
     assert "no forward since" in only(enable_cache(FLUX.build()), Problem.NOT_RUN)
+
+
+def test_an_estimate_needs_a_known_sampler() -> None:
+    pipe = enable_cache(FLUX_TRUE_CFG.build(), presets.trajectory(0.5))
+    FLUX_TRUE_CFG.call(pipe, 0, 6)
+    assert diagnose(pipe, logging=False) == []
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, stochastic_sampling=True)
+    FLUX_TRUE_CFG.call(pipe, 0, 6)
+    assert "the sampler is not known to move it" in only(pipe, Problem.ESTIMATE)
 
 
 def test_threshold_under_the_smallest_change(

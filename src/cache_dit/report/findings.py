@@ -35,6 +35,7 @@ class Problem(Enum):
     COVERED = "wrapped afterwards"
     COMPILED = "compiled whole"
     SECOND_CACHE = "two caches"
+    ESTIMATE = "estimate idle"
     REPLACED = "enabled twice"
 
 
@@ -109,6 +110,10 @@ def _findings(attached: Attachment, *, compiled: bool) -> Iterator[tuple[Problem
             yield problem, text if len(stats) == 1 else f"{' + '.join(entry.lists)}: {text}"
     if text := _mixed_branches(attached, stats[0]) or _no_uncond(attached, stats[0]):
         yield Problem.BRANCHES, text
+    session = attached.session
+    asked = session.plan.whole is not None or session.plan.trajectory is not None
+    if asked and session.latest is not None and session.latest.sampler_unknown:
+        yield Problem.ESTIMATE, _ESTIMATE
     yield from ((Problem.NOT_COVERED, text) for text in _uncovered(attached))
 
 
@@ -138,6 +143,11 @@ def _never_cached(stats: CacheStats, cache: CacheConfig) -> tuple[Problem, str]:
 _COMPILED = (
     "the whole transformer is compiled, so its graph breaks at every block; compile the blocks alone: "
     "transformer.compile_repeated_blocks(fullgraph=True)."
+)
+_ESTIMATE = (
+    "the latent is not estimated, since the sampler is not known to move it by a multiple of the output, so "
+    "skipped steps are forecast alone; use FlowMatchEulerDiscreteScheduler, or Request(sigmas=...) in a loop "
+    "of your own."
 )
 _SECOND_CACHE = (
     "a cache of diffusers is enabled on this transformer too, and each takes the other's skipped steps for "

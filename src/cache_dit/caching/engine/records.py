@@ -34,11 +34,13 @@ class RunRecord:
         steps: In the order in which they happened.
         state_bytes: Most bytes that cached tensors took at the end of any forward.
         total_steps: Steps of the run where they are known.
+        sampler_unknown: An estimate of the latent was asked for, but how the sampler moves it is not known.
     """
 
     steps: list[StepRecord] = field(default_factory=list)
     state_bytes: int = 0
     total_steps: int | None = None
+    sampler_unknown: bool = False
 
     def of(self, segment: int, branch: str) -> list[StepRecord]:
         """The steps of one segment in one branch."""

@@ -323,6 +323,7 @@ class Session:
         noise = state.noise
         index = 0 if noise is None else _noise_index(state, tick)
         if noise is None or noise.strides is None or index >= len(noise.strides):
+            state.record.sampler_unknown = True
             return output
         parts, groups = [output], [runs]
         if self.plan.per_sample:
