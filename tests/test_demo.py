@@ -273,7 +273,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
         (["--order", "-1"], "taylorseer_order is -1"),
         (["--fn", "99"], "Fn_compute_blocks is 99 but transformer_blocks of FluxTransformer2DModel has"),
         (["--bn", "99"], "Bn_compute_blocks is 99 but single_transformer_blocks"),
-        (["--mask", "quick"], "mask_policy is 'quick'; known are slow, medium, fast, ultra"),
+        (["--mask", "quick"], "mask_policy is 'quick'; allowed are 'slow', 'medium', 'fast', 'ultra'"),
         (["--prompt", "a red cat"], "the word 'cat', which the demo model was not taught"),
     ],
 )

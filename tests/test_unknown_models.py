@@ -271,7 +271,7 @@ def test_defaults_fit_the_lists_that_are_found() -> None:
     model.unused = nn.ModuleList(PlainBlock() for _ in range(2))
     enable_cache(auto(model))
     call(model)
-    assert strify(model) == "DBCache_F2B0_W8I1M0MC0_R0.08_T0O0"
+    assert strify(model) == "DBCache_F2B0_W8I1M0MC0_R0.08_E0"
     assert [entry.lists for entry in summary(model, logging=False)] == [("decoder.trunk",)]
 
 
