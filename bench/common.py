@@ -15,6 +15,7 @@ import diffusers
 import torch
 
 import cache_dit
+from cache_dit.bench.report import processor
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,7 +52,7 @@ def environment() -> str:
     return "\n".join(
         (
             f"- date: {datetime.date.today().isoformat()}",
-            f"- machine: {_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch thread(s)",
+            f"- machine: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch thread(s)",
             f"- python {platform.python_version()}, torch {torch.__version__}, "
             f"diffusers {diffusers.__version__}, cache_dit {cache_dit.__version__}",
             f"- load average at the end: {os.getloadavg()[0]:.2f}",
@@ -66,11 +67,3 @@ def write(name: str, text: str) -> Path:
     path = RESULTS / name
     path.write_text(text + "\n", encoding="utf-8")
     return path
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")

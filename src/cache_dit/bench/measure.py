@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -159,14 +158,3 @@ class Bench:
             self._draw(system if place else _UNCACHED, [picture], False)
             seconds[place] = time.process_time() - start
         return seconds[1] / seconds[0]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """At this size of model more threads are slower, and times are those of the process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

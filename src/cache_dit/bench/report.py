@@ -124,7 +124,7 @@ def _opening(training: Sequence[Row], report: Sequence[Row]) -> str:
     floor = [row.psnr for row in report if row.setting.system == _FLOOR]
     facts = (
         f"date: {datetime.date.today().isoformat()}",
-        f"machine: {_processor()}, {os.cpu_count()} cores, one torch thread",
+        f"machine: {processor()}, {os.cpu_count()} cores, one torch thread",
         f"python {platform.python_version()}, torch {torch.__version__}, diffusers {diffusers.__version__}, "
         f"cache_dit {__version__}",
         "commands: `cache-dit bench compare --training`, then `cache-dit bench compare`; all this from the "
@@ -193,7 +193,8 @@ def _title(cell: Cell) -> str:
     return f"{cell.steps} steps, {f'guidance {cell.cfg:g}' if cell.cfg > 1 else 'no guidance'}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

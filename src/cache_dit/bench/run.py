@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cache_dit.bench.measure import Bench, Score, one_thread
+from cache_dit.bench.measure import Bench, Score
 from cache_dit.bench.pictures import Cell, Purpose
 from cache_dit.bench.store import Setting, append, read
 from cache_dit.bench.system import System
+from cache_dit.demo.comparison import one_thread
 
 
 def measure(

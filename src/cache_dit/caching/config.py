@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
@@ -76,7 +77,7 @@ def _mask(name: str, value: Any) -> None:
 
 
 @options
-class CacheConfig(Options):
+class CacheConfig(Options, ABC):
     """Options that every method has; a method is a subclass with a gate.
 
     Attributes:
@@ -174,9 +175,9 @@ class CacheConfig(Options):
         """Whether the mask alone decides."""
         return self.steps_computation_mask is not None and self.steps_computation_policy == "static"
 
+    @abstractmethod
     def gate(self) -> Gate:
         """The rule of this method, for steps that no limit decides."""
-        raise NotImplementedError
 
     def policy(self) -> Policy:
         """The rule within the limits that are set here."""
@@ -231,9 +232,9 @@ class CacheConfig(Options):
             text += "_PS"
         return text
 
+    @abstractmethod
     def label(self) -> str:
         """The strength of the method in the short form, such as `R0.08`."""
-        raise NotImplementedError
 
 
 @options

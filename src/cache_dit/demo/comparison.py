@@ -168,7 +168,7 @@ def compare(
     runs = [(prompt, seed) for prompt in prompts for seed in seeds]
     tick = _counter(progress, len(runs) * (2 * repeats + 1))
     try:
-        with _one_thread():
+        with one_thread():
             enable_cache(
                 pipe, cache_config, calibrator_config
             )  # whatever is wrong shows before the first run
@@ -279,7 +279,8 @@ def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callabl
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """At this size of model more threads are slower, and times are those of the process."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

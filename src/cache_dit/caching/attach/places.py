@@ -247,6 +247,6 @@ def _norm_of(block: nn.Module) -> Modulate | None:
 
     def modulate(block: Any, given: Mapping[str, Any]) -> Tensor:
         made = block.norm1(given["hidden_states"], emb=given["temb"])
-        return made[0] if isinstance(made, tuple) else made  # type: ignore[no-any-return]
+        return made[0] if isinstance(made, tuple) else made  # type: ignore[no-any-return]  # a module of the model
 
     return modulate

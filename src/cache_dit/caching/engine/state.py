@@ -148,7 +148,7 @@ class SegmentState:
 
     def main(self, values: tuple[Any, ...]) -> Tensor:
         """The main stream among the values of the slots."""
-        return values[self.segment.ports.main]  # type: ignore[no-any-return]
+        return values[self.segment.ports.main]  # type: ignore[no-any-return]  # that slot holds one
 
     def _limited(self, forecaster: Forecaster | None) -> Forecaster | None:
         if forecaster is None or self._within is None:

@@ -27,7 +27,7 @@ from cache_dit.caching.maths.placement import Model, best_steps
 from cache_dit.errors import ConfigError
 
 # The kernel for models of which nothing is known; length and margin were chosen on the demo model, on other
-# prompts than the benchmarks report. Half or double changes little.
+# prompts than the benchmarks report.
 _LENGTH = 3.0
 _MARGIN = 0.01
 _LEVEL = 10.0
