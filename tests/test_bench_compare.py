@@ -38,7 +38,7 @@ from cache_dit.cli.app import app
 from cache_dit.demo import PROMPTS, load_pipeline
 from cache_dit.demo.model import check_prompt
 from cache_dit.errors import CacheDiTError
-from cache_dit.report.flops import SDPA_MAPPING
+from cache_dit.stats.flops import SDPA_MAPPING
 
 CELL = Cell(6, 1.0)
 PICTURES = Purpose.TRAINING.pictures

@@ -23,8 +23,8 @@ from cache_dit.caching.maths.gate import Reason
 from cache_dit.caching.maths.moment import Moment
 from cache_dit.caching.maths.spectrum import low_frequencies
 from cache_dit.errors import ConfigError
-from cache_dit.report.findings import Problem
-from cache_dit.report.flops import forward_flops
+from cache_dit.stats.findings import Problem
+from cache_dit.stats.flops import forward_flops
 
 NAMED, ORDERED = ("cond", "uncond"), (None, None)
 ALL: dict[str, Any] = {"uncond_window": (0.0, 1.0)}

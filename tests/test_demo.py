@@ -31,7 +31,7 @@ from cache_dit.demo import (
 from cache_dit.demo.model import check_prompt
 from cache_dit.errors import ConfigError
 from cache_dit.metrics.image import psnr, ssim
-from cache_dit.report.flops import SDPA_MAPPING
+from cache_dit.stats.flops import SDPA_MAPPING
 
 HOUSE, TREE = "a red house on grass at day with mountains", "a pink tree on sand at night"
 CACHE = DBCacheConfig(Fn_compute_blocks=1, residual_diff_threshold=0.9, max_warmup_steps=2)

@@ -16,8 +16,8 @@ import cache_dit
 from cache_dit import DBCacheConfig, ForwardPattern, Request, diagnose, enable_cache, presets
 from cache_dit.caching.gates.residual import ResidualGate
 from cache_dit.cli.app import app
-from cache_dit.report import Problem, findings, summary
-from cache_dit.report import stats as stats_module
+from cache_dit.stats import Problem, findings, summary
+from cache_dit.stats import stats as stats_module
 
 FLUX_NAME, QWEN_NAME = "FluxTransformer2DModel", "QwenImageTransformer2DModel"
 

@@ -30,7 +30,7 @@ LAYERS: dict[str, float] = {
     "cache_dit.caching.models": 2,
     "cache_dit.caching.patch_functors": 2,
     "cache_dit.api": 3,
-    "cache_dit.report": 3,
+    "cache_dit.stats": 3,
     "cache_dit.bench": 4,
     "cache_dit.compile": 4,
     "cache_dit.demo": 4,

@@ -51,8 +51,8 @@ from cache_dit.caching.maths.gate import Reason
 from cache_dit.caching.models.rows import row_of
 from cache_dit.demo.model import PROMPTS, generate, load_pipeline
 from cache_dit.errors import ConfigError
-from cache_dit.report import summary
-from cache_dit.report.flops import SDPA_MAPPING
+from cache_dit.stats import summary
+from cache_dit.stats.flops import SDPA_MAPPING
 
 ATTENTION = {Kind.SPATIAL, Kind.TEMPORAL, Kind.CROSS}
 SOME = [

@@ -24,8 +24,8 @@ from cache_dit import (
     summary,
 )
 from cache_dit.caching.gates.residual import ResidualGate
-from cache_dit.report import stats as stats_module
-from cache_dit.report.flops import SDPA_MAPPING, forward_flops
+from cache_dit.stats import stats as stats_module
+from cache_dit.stats.flops import SDPA_MAPPING, forward_flops
 
 CHANGES = (0.01, 0.04, 0.02, 0.25, 0.03)
 

@@ -20,7 +20,7 @@ from cache_dit.caching.forecasters.reuse import Reuse
 from cache_dit.caching.maths.moment import Moment
 from cache_dit.caching.maths.tokens import Ages, Tokens, put_rows, rows_of
 from cache_dit.errors import ConfigError
-from cache_dit.report.flops import SDPA_MAPPING
+from cache_dit.stats.flops import SDPA_MAPPING
 
 ALL: dict[str, Any] = {"max_warmup_steps": 1, "interval": 4}
 

@@ -54,7 +54,7 @@ from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.caching.patch_functors import PatchFunctor
 from cache_dit.errors import CacheDiTError
 from cache_dit.presets import Preset
-from cache_dit.report import (
+from cache_dit.stats import (
     CacheStats,
     Finding,
     diagnose,

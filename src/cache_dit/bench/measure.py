@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cache_dit.bench.pictures import Cell, Picture, draw
 from cache_dit.bench.system import Kind, System
 from cache_dit.metrics import psnr, ssim
-from cache_dit.report.flops import SDPA_MAPPING
+from cache_dit.stats.flops import SDPA_MAPPING
 
 # Batches are faster for each picture up to about this size.
 _BATCH = 8

@@ -17,7 +17,7 @@ from cache_dit.caching.config import CacheConfig, CalibratorConfig
 from cache_dit.demo.model import PROMPTS, check_prompt, generate
 from cache_dit.errors import ConfigError
 from cache_dit.metrics import psnr, ssim
-from cache_dit.report import CacheStats, strify, summary
+from cache_dit.stats import CacheStats, strify, summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ import torch
 
 from cache_dit.api import attachments_of
 from cache_dit.caching.config import CacheConfig, CalibratorConfig
-from cache_dit.report.findings import diagnose
-from cache_dit.report.stats import CacheStats, stats_of
+from cache_dit.stats.findings import diagnose
+from cache_dit.stats.stats import CacheStats, stats_of
 
 _POINTS = {"Min": 0.0, "P25": 0.25, "P50": 0.5, "P75": 0.75, "P95": 0.95, "Max": 1.0}
 

@@ -17,8 +17,8 @@ from cache_dit.caching.attach.targets import compiled_of, uncompiled
 from cache_dit.caching.config import BasicCacheConfig, CacheConfig
 from cache_dit.caching.engine.plan import UNCOND
 from cache_dit.caching.maths.gate import Reason
-from cache_dit.report.flops import forward_flops
-from cache_dit.report.stats import CacheStats, stats_of
+from cache_dit.stats.flops import forward_flops
+from cache_dit.stats.stats import CacheStats, stats_of
 
 _NOTABLE_SHARE = 0.1  # of the FLOPs: from here on, blocks outside of the cached lists are worth a word
 _LARGEST_THRESHOLD = 0.95  # from 1 on a threshold caches always

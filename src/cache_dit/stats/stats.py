@@ -10,7 +10,7 @@ from torch import nn
 from cache_dit.caching.attach.attachment import Attachment
 from cache_dit.caching.engine.plan import Segment
 from cache_dit.caching.engine.records import RunRecord, StepRecord
-from cache_dit.report.flops import forward_flops
+from cache_dit.stats.flops import forward_flops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
