@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "cache_dit"
 LAYERS: dict[str, float] = {
     "cache_dit._version": 0,
     "cache_dit.errors": 0,
+    "cache_dit.files": 0,
     "cache_dit.presets": 0,
     "cache_dit.caching.catalogue": 0,
     "cache_dit.caching.config": 0,

@@ -1,0 +1,43 @@
+"""Writing files: whole or not at all, and never over a file that somebody else made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cache_dit.errors import ConfigError
+
+_HEAD = 4096
+
+
+def write_whole(path: Path, content: str | bytes, *, mark: str | None = None) -> None:
+    """Write a file so that readers see the old one or the new one, never a part.
+
+    Args:
+        path: Where to; folders that are missing are made. A link stays one: what it points to is replaced.
+        content: Text (written as UTF-8) or bytes.
+        mark: What every file of this kind has in its first 4,096 bytes, the new one included. An existing
+            file without it is not replaced. None: replace whatever there is.
+
+    Raises:
+        ConfigError: There is a file of another kind.
+        OSError: The file cannot be written.
+    """
+    path = path.resolve()
+    if mark is not None and path.exists() and not _has(path, mark):
+        raise ConfigError(
+            f"{path} exists and was not written by this command; give another path or remove it."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Made by hand: the files of tempfile are readable by their owner only, and the new file would be too.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _has(path: Path, mark: str) -> bool:
+    with path.open("rb") as file:
+        return mark.encode() in file.read(_HEAD)
