@@ -651,7 +651,10 @@ def test_values_that_do_not_fit_the_model(act: Callable[[Any], Any], words: tupl
             lambda model: enable_cache(model, TAYLOR),
             ("cache_config is of type TaylorSeer", "CacheConfig"),
         ),
-        (lambda model: enable_cache(model, DBCacheConfig), ("cache_config is the class DBCacheConfig", "DBCacheConfig()")),
+        (
+            lambda model: enable_cache(model, DBCacheConfig),
+            ("cache_config is the class DBCacheConfig; give an instance",),
+        ),
         (lambda model: enable_cache(model, {}), ("cache_config is of type dict", "give a CacheConfig")),
         (lambda model: enable_cache(model, CONFIG, CONFIG), ("calibrator_config is of type DBCacheConfig",)),
         (lambda model: enable_cache(model, params_modifiers=5), ("params_modifiers is of type int",)),

@@ -141,3 +141,21 @@ def test_a_tighter_tolerance_computes_more_and_is_nearer(place: Place) -> None:
     assert counts == sorted(counts)
     assert counts[0] < 20 == counts[-1]
     assert errors[0] > errors[1] >= errors[2] == 0.0
+
+
+def test_branches_of_a_step_skip_together_unless_told_otherwise() -> None:
+    from tiny.runs import Denoising, attachments_of, small_flux
+
+    def both(**options: bool) -> list[list[Verdict]]:
+        model = small_flux()
+        config = ToleranceConfig(tolerance=0.8, place=Place.MIDDLE, Fn_compute_blocks=0, **options)
+        cache_dit.enable_cache(model, config, TaylorSeerCalibratorConfig())
+        Denoising(model, 0, steps=20, branches=("cond", "uncond"), request=Request(20)).finish()
+        record = attachments_of(model)[0].session.latest
+        return [[step.verdict for step in record.of(0, branch)] for branch in record.branches]
+
+    first, second = both()
+    assert second == first
+    assert {verdict.skip for verdict in first} == {True, False}
+    first, second = both(cfg_diff_compute_separate=True)
+    assert [verdict.change for verdict in second] != [verdict.change for verdict in first]

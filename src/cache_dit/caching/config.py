@@ -93,7 +93,8 @@ class CacheConfig(Options, ABC):
             guidance, and each branch has its own cache. False: once a step. None (default): found out from
             the pipeline's branch names or from the calls that share a timestep.
         cfg_compute_first: With two unnamed calls a step, the first is the unconditional one.
-        cfg_diff_compute_separate: False: the later branch of a step takes the change measured by the first.
+        cfg_diff_compute_separate: False: the later branch of a step takes the change measured by the first;
+            where nothing is measured, its decision.
         per_sample: Every sample of a batch is decided over by itself, with `Place.OUTPUT`: those that must be
             computed go through the transformer together, the others wait. A picture then does not depend on
             its neighbours. Gates that measure wait for the device once for each sample. Without it a batch is

@@ -80,7 +80,7 @@ def instance_of(*kinds: type) -> _Check:
 
     def check(name: str, value: Any) -> None:
         if isinstance(value, type):
-            raise ConfigTypeError(f"{name} is the class {value.__name__}; give an instance: {value.__name__}().")
+            raise ConfigTypeError(f"{name} is the class {value.__name__}; give an instance of it.")
         if not isinstance(value, kinds):
             raise ConfigTypeError(f"{name} is of type {type(value).__name__}; give a {kinds[0].__name__}.")
 

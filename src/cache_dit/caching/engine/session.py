@@ -38,7 +38,7 @@ class RunState:
     conditions: dict[str | int, Hashable] = field(default_factory=dict)
     positions: dict[str | int, int] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
-    changes: dict[int, float | None] = field(default_factory=dict)
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
     guide: tuple[int, tuple[Any, ...]] | None = None
     estimations: dict[str | int, list[Estimation]] = field(default_factory=dict)
     marker: float | None = None
@@ -109,8 +109,10 @@ class Session:
                 segment.forget()
         forced = Reason.SWITCHED if switched else None if state.clock.certain else Reason.UNCERTAIN
         place = self._moment(state, tick, step)
-        runs = self._runs(state, segments, place, forced, args, kwargs)
-        self._share(state, tick, runs)
+        # Later branches of a step take over what its first branch has measured or, unseen, decided.
+        later = self.plan.share_change and tick.branch != next(iter(state.conditions))
+        shared = state.verdicts if later else {}
+        runs = self._runs(state, segments, place, forced, shared, args, kwargs)
         output, complete = self._call(runs, call, model, args, kwargs)
         if not complete:
             # Blocks were skipped but the last of them never ran, or a forecast failed its check: compute this
@@ -118,7 +120,7 @@ class Session:
             reason = Reason.REJECTED if any(run.rejected for run in runs) else Reason.INCOMPLETE
             for run in runs:
                 run.rewind()
-            runs = self._runs(state, segments, place, reason, args, kwargs)
+            runs = self._runs(state, segments, place, reason, shared, args, kwargs)
             output, _ = self._call(runs, call, model, args, kwargs)
         self._verified = True
         if self.plan.uncond is not None:
@@ -222,6 +224,7 @@ class Session:
         segments: list[SegmentState],
         at: Moment,
         forced: Reason | None,
+        shared: dict[int, Verdict],
         args: Arguments,
         kwargs: Keywords,
     ) -> list[SegmentRun]:
@@ -230,12 +233,14 @@ class Session:
             segment = kept.segment
             policy = segment.policy or self.plan.segments[segment.leader].policy
             assert policy is not None  # a leader has one
-            known, leader = None, None
+            known, leader, earlier = None, None, shared.get(len(runs))
             reason = Reason.AWAY if forced is None and self._was_away(segments, len(runs)) else forced
             if reason is not None:
                 known = Verdict(False, reason)
             elif segment.policy is None:
                 leader = runs[segment.leader]
+            elif earlier is not None and segment.signal is Signal.NONE:
+                known = earlier
             else:
                 known = policy.decide(kept.gate, at)
             observes = _may_skip(policy, at.step, segment.memory, state.total)
@@ -250,7 +255,10 @@ class Session:
             guide = None
             if self.plan.uncond is not None and len(runs) == self.plan.uncond.segment:
                 guide = state.guide[1] if state.guide is not None and state.guide[0] == at.step else ()
-            runs.append(SegmentRun(kept, at, known, leader, observes, keeps_signal, flow, latent, guide))
+            change = None if earlier is None else earlier.change
+            runs.append(
+                SegmentRun(kept, at, known, leader, observes, keeps_signal, flow, latent, guide, change)
+            )
         return runs
 
     def _was_away(self, segments: list[SegmentState], number: int) -> bool:
@@ -258,13 +266,6 @@ class Session:
         uncond = self.plan.uncond
         inside = uncond is not None and number < uncond.segment < len(segments)
         return inside and segments[-1].gate.continuous > 0
-
-    def _share(self, state: RunState, tick: Tick, runs: list[SegmentRun]) -> None:
-        """Let later branches of a step take over what its first branch measured."""
-        first = next(iter(state.conditions))
-        if self.plan.share_change and tick.branch != first:
-            for number, run in enumerate(runs):
-                run.change = state.changes.get(number)
 
     def _call(
         self,
@@ -304,7 +305,7 @@ class Session:
         uncond = self.plan.uncond
         for number, run in runs.items():
             verdict = run.settle()
-            state.changes[number] = verdict.change
+            state.verdicts[number] = verdict
             # A branch that was computed has the records of what is inside.
             if verdict.skip or uncond is None or number != uncond.segment:
                 branch, segment = label, number

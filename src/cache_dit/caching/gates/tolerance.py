@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 from cache_dit.caching.config import CacheConfig, Place
 from cache_dit.caching.maths.gate import Gate, Reason, Verdict
 from cache_dit.caching.maths.moment import Moment
-from cache_dit.caching.options import instance_of, option, options, real, whole
+from cache_dit.caching.options import flag, instance_of, option, options, real, whole
 
 
 class Progress(NamedTuple):
@@ -43,13 +43,12 @@ class ToleranceGate(Gate):
     def advance(self, state: Progress, at: Moment, verdict: Verdict, signal: object) -> Progress:
         if verdict.skip:
             return state
-        times, gap = (at.time, *state.times[: self.order]), max(1, at.step - state.step)
-        return Progress(times, at.step, gap, self._remainder(state, at), state.rate)
+        gap, remainder = max(1, at.step - state.step), self._remainder(state, at)
+        return Progress((at.time, *state.times[: self.order]), at.step, gap, remainder, state.rate)
 
     def learn(self, state: Progress, at: Moment, error: float) -> Progress:
-        rate = max(error, 1e-6) / state.remainder if state.remainder else math.nan
-        rate = math.sqrt(rate * (state.rate or rate))
-        return state._replace(rate=rate if math.isfinite(rate) else None)
+        new = max(error, 1e-6) / state.remainder if state.remainder else math.nan
+        return state._replace(rate=math.sqrt(new * (state.rate or new)) if math.isfinite(new) else None)
 
     def _remainder(self, state: Progress, at: Moment) -> float:
         return math.prod(at.time - time for time in state.times) if len(state.times) > self.order else 0.0
@@ -63,7 +62,7 @@ class ToleranceConfig(CacheConfig):
     error seen on a computed step tells later ones, as it is about `rate * prod_i (t - t_i)`, t_i computed.
 
     Attributes:
-        place: Default `Place.OUTPUT`.
+        place: Default `Place.OUTPUT`; of `cfg_diff_compute_separate` False: errors of equal steps cancel.
         tolerance: Relative L1 error of what is skipped; 0 never skips. Default 0.05.
         order: Degree of the forecast, 0 to 4; of the estimate 1. Default 1. `order + 2` steps begin.
     """
@@ -72,6 +71,7 @@ class ToleranceConfig(CacheConfig):
     place: Place = option(instance_of(Place), default=Place.OUTPUT)
     tolerance: float = option(real(0.0), default=0.05)
     order: int = option(whole(0, 4), default=1)
+    cfg_diff_compute_separate: bool = option(flag, default=False)
 
     def gate(self) -> ToleranceGate:
         return ToleranceGate(self.tolerance, self.order)
