@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle
 from pathlib import Path
 
 from cache_dit.bench.pictures import Cell
 from cache_dit.bench.system import Kind
-from cache_dit.bench.table import BUDGETS, Row, cells_of, curves, front
+from cache_dit.bench.table import BUDGETS, SLACK, Row, cells_of, curves, front
 from cache_dit.demo.figures import new_figure, save_figure
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F00")
+_CONTROL, _REST = "#222222", "#cccccc"
 _STYLES = {Kind.OURS: ("-", "o"), Kind.DIFFUSERS: ("--", "s"), Kind.CONTROL: (":", "x")}
 _SHOWN = (0.2, 0.65)  # fractions of FLOPs; above, all are close
 
@@ -29,10 +29,8 @@ def draw_fronts(rows: Sequence[Row], path: Path) -> Path:
     cells = cells_of(rows)
     shown = [row for row in rows if _SHOWN[0] <= row.flops <= _SHOWN[1]]
     kinds = {row.setting.system: row.setting.kind for row in shown}
-    colours = {
-        system: "#222222" if kind is Kind.CONTROL else colour
-        for (system, kind), colour in zip(kinds.items(), cycle(_COLOURS), strict=False)
-    }
+    colours = dict(zip(_leaders(shown), _COLOURS, strict=False))
+    colours |= {system: _CONTROL for system, kind in kinds.items() if kind is Kind.CONTROL}
     columns = min(2, len(cells))
     lines = -(-len(cells) // columns)
     with new_figure(5.2 * columns + 2.6, 3.8 * lines + 0.4) as figure:
@@ -45,26 +43,44 @@ def draw_fronts(rows: Sequence[Row], path: Path) -> Path:
                 axes.annotate(name, (budget, 1), xycoords=("data", "axes fraction"), fontsize=7, ha="center")
             for (place, system), points in curves(shown).items():
                 if place == cell:
-                    best = front(points)
+                    best, named = front(points), system in colours
                     line, mark = _STYLES[kinds[system]]
                     axes.plot(
                         [row.flops for row in best],
                         [row.psnr for row in best],
-                        label=system,
-                        color=colours[system],
+                        label=system if named else "others, see the table",
+                        color=colours.get(system, _REST),
                         linestyle=line,
                         marker=mark,
-                        markersize=3.5,
-                        linewidth=1.2,
+                        markersize=3.5 if named else 2,
+                        linewidth=1.2 if named else 0.8,
+                        zorder=2 if named else 1,
                     )
         handles = {
             label: handle
             for axes in grid.flat
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
+        order = {name: place for place, name in enumerate(colours)}
+        handles = dict(sorted(handles.items(), key=lambda item: order.get(item[0], len(order))))
         figure.legend(handles.values(), handles.keys(), loc="center right", frameon=False, fontsize=8)
         figure.tight_layout(rect=(0, 0, 1 - 2.5 / (5.2 * columns + 2.6), 1))
         return save_figure(figure, path)
+
+
+def _leaders(rows: Sequence[Row]) -> list[str]:
+    """The systems with a colour of their own: those that stand highest in the mean of cells and budgets."""
+    places: dict[str, list[int]] = {}
+    for cell in cells_of(rows):
+        for budget in BUDGETS.values():
+            best = {
+                system: max((row.psnr for row in points if row.flops <= budget + SLACK), default=0.0)
+                for (place, system), points in curves(rows).items()
+                if place == cell and points[0].setting.kind is not Kind.CONTROL
+            }
+            for rank, system in enumerate(sorted(best, key=lambda system: -best[system])):
+                places.setdefault(system, []).append(rank)
+    return sorted(places, key=lambda system: sum(places[system]) / len(places[system]))[: len(_COLOURS)]
 
 
 def _title(cell: Cell) -> str:
