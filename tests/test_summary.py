@@ -17,9 +17,13 @@ from cache_dit import (
     CacheStats,
     CalibratorConfig,
     DBCacheConfig,
+    IntervalConfig,
     ParamsModifier,
     Request,
+    SurpriseConfig,
     TaylorSeerCalibratorConfig,
+    TeaCacheConfig,
+    ToleranceConfig,
     enable_cache,
     summary,
 )
@@ -273,3 +277,59 @@ def test_stats_are_plain_values(measured: Any) -> None:
     assert stats == summary(measured, logging=False)[0]
     with pytest.raises(AttributeError):
         stats.state_bytes = 0  # type: ignore[misc]
+
+
+def test_details_end_with_bars(measured: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    summary(measured, details=True)
+    assert capsys.readouterr().out.rstrip().split("\n\n")[3].splitlines() == [
+        "Diffs by step, █ is 0.250; residual_diff_threshold 0.08 is ▃; C computed, s skipped",
+        " ▁▂▁█▁",
+        "CsssCs",
+    ]
+
+
+@pytest.mark.usefixtures("no_flops")
+def test_bars_of_branches_share_a_scale(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = iter((0.1, 0.8, 0.2, float("nan")))
+    monkeypatch.setattr(ResidualGate, "measure", lambda *_: next(changes))
+    pipe = enable_cache(FLUX_TRUE_CFG.build(), config(residual_diff_threshold=0.5))
+    FLUX_TRUE_CFG.call(pipe, 0, 3)
+    summary(pipe, details=True)
+    assert capsys.readouterr().out.split("\n\n")[3].rstrip().splitlines() == [
+        "Diffs by step, █ is 0.800; residual_diff_threshold 0.5 is ▅; C computed, s skipped",
+        "cond    ▁▂",
+        "       Css",
+        "uncond  ██",
+        "       CCC",
+    ]
+
+
+@pytest.mark.usefixtures("no_flops")
+def test_no_bars_where_nothing_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    (stats,) = summary(run(QWEN_IMAGE, 3, config()), details=True)
+    assert stats.limit is None
+    assert "Diffs by step" not in capsys.readouterr().out
+
+
+def test_limits_of_sums_and_of_single_changes() -> None:
+    limits = [
+        stats_module._limit(one)
+        for one in (
+            DBCacheConfig(),
+            DBCacheConfig(residual_diff_threshold=1.0),
+            TeaCacheConfig(),
+            ToleranceConfig(),
+            SurpriseConfig(),
+            IntervalConfig(),
+        )
+    ]
+    assert limits == [
+        ("residual_diff_threshold", 0.08, False),
+        None,
+        ("rel_l1_thresh", 0.25, True),
+        ("tolerance", 0.05, False),
+        ("threshold", 0.05, False),
+        None,
+    ]

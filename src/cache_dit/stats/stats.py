@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple
 
 from torch import nn
 
 from cache_dit.caching.attach.attachment import Attachment
+from cache_dit.caching.config import CacheConfig
 from cache_dit.caching.engine.plan import Segment
 from cache_dit.caching.engine.records import RunRecord, StepRecord
+from cache_dit.caching.gates.accumulated import AccumulatedGate
+from cache_dit.caching.maths.gate import Signal
 from cache_dit.stats.flops import forward_flops
+
+_LIMITS = ("residual_diff_threshold", "rel_l1_thresh", "threshold", "tolerance")
+
+
+class Limit(NamedTuple):
+    """The option that measured changes are held against.
+
+    Attributes:
+        option: Its name.
+        value: Its value.
+        summed: It is their sum since the last computed step that is held against it, not each by itself.
+    """
+
+    option: str
+    value: float
+    summed: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +50,7 @@ class CacheStats:
         flops: FLOPs of one uncached forward of the transformer; None where they cannot be counted.
         flops_saved: FLOPs of the skipped blocks as a fraction of those of the uncached run; None likewise.
         pruned: Blocks that were skipped, of how many decisions; None where not every block decides alone.
+        limit: What changes are held against; None for methods that measure none.
     """
 
     model: str
@@ -41,6 +63,7 @@ class CacheStats:
     flops: int | None
     flops_saved: float | None
     pruned: tuple[int, int] | None = None
+    limit: Limit | None = None
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -110,9 +133,18 @@ def stats_of(attached: Attachment) -> list[CacheStats]:
                 flops=None if flops is None else flops[attached.lists.model],
                 flops_saved=None if flops is None else _saved(attached, record, members, flops),
                 pruned=_pruned({at: segments[at] for at in leaders}, steps),
+                limit=_limit(setting.cache),
             )
         )
     return made
+
+
+def _limit(cache: CacheConfig) -> Limit | None:
+    names = {field.name for field in dataclasses.fields(cache)}
+    name, gate = next((name for name in _LIMITS if name in names), None), cache.policy().gate
+    if name is None or (gate.signal is Signal.NONE and not gate.learns):
+        return None
+    return Limit(name, getattr(cache, name), isinstance(gate, AccumulatedGate))
 
 
 def _pruned(leaders: dict[int, Segment], steps: tuple[StepRecord, ...]) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ from cache_dit.caching.config import CacheConfig, CalibratorConfig
 from cache_dit.stats.findings import diagnose
 from cache_dit.stats.stats import CacheStats, stats_of
 
+_BARS = "▁▂▃▄▅▆▇█"
 _POINTS = {"Min": 0.0, "P25": 0.25, "P50": 0.5, "P75": 0.75, "P95": 0.95, "Max": 1.0}
 
 
@@ -19,7 +20,8 @@ def summary(pipe_or_adapter: Any, details: bool = False, logging: bool = True) -
 
     Args:
         pipe_or_adapter: What `enable_cache` was given, or the pipeline or transformer itself.
-        details: Print every step: computed or cached, why, and the measured change.
+        details: Print every step: computed or cached, why, and the measured change; and the changes of every
+            branch as a line of bars.
         logging: Print; False only returns the data.
 
     Returns:
@@ -77,7 +79,37 @@ def _text(stats: CacheStats, details: bool) -> str:
         runs.append([name or "first call", *counts, *_points(stats.changes(place))])
     tables = [runs, _details(stats)] if details else [runs]
     unnamed = 0 if any(stats.branches) else 1
-    return "\n\n".join([head, *(_table([row[unnamed:] for row in table]) for table in tables)])
+    bars = (
+        [_sparklines(stats)]
+        if details and any(stats.changes(at) for at in range(len(stats.branches)))
+        else []
+    )
+    return "\n\n".join([head, *(_table([row[unnamed:] for row in table]) for table in tables), *bars])
+
+
+def _sparklines(stats: CacheStats) -> str:
+    """The measured changes of every branch as bars, one a step, and below what was computed and skipped."""
+    branches = [(name, stats.changes(at), stats.skipped(at)) for at, name in enumerate(stats.branches)]
+    top = max(change for _, changes, _ in branches for change in changes.values()) or 1.0
+
+    def bar(change: float | None) -> str:
+        if change is None:
+            return " "
+        # A NaN and what is infinite are as high as can be.
+        return _BARS[int(change / top * 7.99)] if 0.0 <= change < top else _BARS[-1]
+
+    scale = f"Diffs by step, {_BARS[-1]} is {top:.3f}"
+    if stats.limit is not None:
+        name, value, summed = stats.limit
+        scale += f"; {name} {value:g}" + (" for their sum" if summed else f" is {bar(value)}")
+    lines = [f"{scale}; C computed, s skipped"]
+    width = max(len(name or "first call") for name, *_ in branches) if any(stats.branches) else 0
+    for name, changes, skipped in branches:
+        head = f"{name or 'first call':<{width}} " if width else ""
+        lines.append(head + "".join(bar(changes.get(step)) for step in range(stats.total_steps)))
+        letters = ("s" if step in skipped else "C" for step in range(stats.total_steps))
+        lines.append(" " * len(head) + "".join(letters))
+    return "\n".join(lines)
 
 
 def _details(stats: CacheStats) -> list[list[Any]]:
