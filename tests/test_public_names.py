@@ -65,6 +65,7 @@ PUBLIC = {
     "disable_cache",
     "enable_cache",
     "get_adapter",
+    "parse_config",
     "presets",
     "refresh_context",
     "steps_mask",

@@ -54,6 +54,7 @@ from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.caching.patch_functors import PatchFunctor
 from cache_dit.errors import CacheDiTError
 from cache_dit.presets import Preset
+from cache_dit.shorthand import parse_config
 from cache_dit.stats import (
     CacheStats,
     Finding,
@@ -136,6 +137,7 @@ __all__ = [
     "disable_cache",
     "enable_cache",
     "get_adapter",
+    "parse_config",
     "presets",
     "refresh_context",
     "steps_mask",

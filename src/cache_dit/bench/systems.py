@@ -9,20 +9,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cache_dit import (
-    CalibratorConfig,
-    DBCacheConfig,
-    TaylorSeerCalibratorConfig,
-    Trajectory,
-    TrajectoryCalibratorConfig,
-    disable_cache,
-    enable_cache,
-    presets,
-    steps_mask,
-)
+from cache_dit import presets
+from cache_dit.api import disable_cache, enable_cache
 from cache_dit.bench.diffusers_systems import diffusers_systems
 from cache_dit.bench.pictures import Cell
 from cache_dit.bench.system import Kind, System
+from cache_dit.caching.catalogue import (
+    CalibratorConfig,
+    DBCacheConfig,
+    TaylorSeerCalibratorConfig,
+    TrajectoryCalibratorConfig,
+)
+from cache_dit.caching.maths.masks import steps_mask
+from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.presets import Preset
 
 Make = Callable[[Cell, Any], Preset]  # what a strength means in a cell
