@@ -1,0 +1,1 @@
+"""Context parallelism: every process has a part of the sequence."""

@@ -1,0 +1,94 @@
+"""The processes that share a sample, as one device mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from cache_dit.errors import ConfigError
+from cache_dit.parallelism.config import SIZES, ParallelismConfig
+
+DIMENSIONS = ("ring", "ulysses", "tp")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sharing:
+    """The ranks that work on one sample.
+
+    Attributes:
+        config: With numbers for all sizes.
+        group: All of them; what decisions are reduced over.
+        mesh: Their mesh, with the dimensions "ring", "ulysses" and "tp", some of which may be 1; None where
+            nothing is split.
+        context: Those that share the sequence, in the order of the shards; None where it is not split.
+    """
+
+    config: ParallelismConfig
+    group: dist.ProcessGroup
+    mesh: DeviceMesh | None
+    context: dist.ProcessGroup | None
+
+    def part(self, dimension: str) -> dist.ProcessGroup:
+        """The group of this rank along one dimension of the mesh."""
+        assert self.mesh is not None  # the caller has split something
+        return self.mesh.get_group(dimension)
+
+
+def share(config: ParallelismConfig) -> Sharing:
+    """Form the groups of this process; every rank that shares the sample has to call it.
+
+    With a `process_group` exactly its ranks take part, in a run of processes of which others may do
+    something else; without one the world is cut into replicas of as many ranks in a row as the sizes need.
+
+    Raises:
+        ConfigError: torch.distributed is not initialised, or the sizes do not fit the processes.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ConfigError(
+            "parallelism_config is given but torch.distributed is not initialised; start the program with "
+            "torchrun and call torch.distributed.init_process_group() before enable_cache."
+        )
+    group = config.process_group
+    if group is not None and all(getattr(config, name) is None for name in SIZES):
+        return Sharing(config.resolved(dist.get_world_size(group)), group, None, None)
+    ranks = list(range(dist.get_world_size())) if group is None else dist.get_process_group_ranks(group)
+    fixed = config.resolved(len(ranks))
+    shape = [getattr(fixed, name) for name in SIZES]
+    count = shape[0] * shape[1] * shape[2]
+    if group is not None and count != len(ranks):
+        raise ConfigError(
+            f"process_group has {len(ranks)} ranks but the sizes make {count}; give sizes whose product is "
+            f"{len(ranks)}, or 'auto' for one of them."
+        )
+    first = ranks.index(dist.get_rank()) // count * count
+    mine = torch.tensor(ranks[first : first + count]).view(shape)
+    return _groups(fixed, mine, group)
+
+
+def _groups(config: ParallelismConfig, ranks: torch.Tensor, group: dist.ProcessGroup | None) -> Sharing:
+    device = torch.accelerator.current_accelerator()
+    kind = "cpu" if device is None or "gloo" in str(dist.get_backend(group)) else device.type
+    here = (ranks == dist.get_rank()).nonzero()[0].tolist()
+    lines = []
+    for dimension in range(ranks.ndim):
+        index: list[int | slice] = list(here)
+        index[dimension] = slice(None)
+        lines.append(_group(ranks[tuple(index)]))
+    mesh = DeviceMesh.from_group(lines, kind, mesh=ranks, mesh_dim_names=DIMENSIONS)
+    plane = ranks[:, :, here[2]].flatten()
+    return Sharing(
+        config,
+        group or _group(ranks.flatten()),
+        mesh,
+        _group(plane) if len(plane) > 1 else None,
+    )
+
+
+def _group(ranks: torch.Tensor) -> dist.ProcessGroup:
+    # Only its own ranks have to call: the others may be no replicas at all.
+    made = dist.new_group(ranks.tolist(), use_local_synchronization=True)
+    assert isinstance(made, dist.ProcessGroup)  # this rank is one of them
+    return made
