@@ -114,7 +114,7 @@ def _sparklines(stats: CacheStats) -> str:
 
 def _details(stats: CacheStats) -> list[list[Any]]:
     rows: list[list[Any]] = [["Branch", "Step", "Blocks", "Diff", "Why"]]
-    for branch, step, _, verdict, _ in stats.steps:
+    for branch, step, _, verdict, *_ in stats.steps:
         change = "" if verdict.change is None else f"{verdict.change:.4f}"
         blocks = "cached" if verdict.skip else "computed"
         rows.append([branch or "first call", step, blocks, change, verdict.reason.value])

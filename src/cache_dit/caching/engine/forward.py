@@ -45,6 +45,7 @@ class SegmentRun:
             entry for each tensor; none where it is not known yet.
         change: Change taken over from another branch of the step; None: measured here.
         share: Of the tokens that were computed although the step is skipped.
+        error: Of the forecast, where the gate has it measured.
         segment: Its plan.
         skipping: The blocks inside hand their inputs through; read by every block call.
         computing: The blocks inside run as they are and nothing is to be learnt from them; likewise.
@@ -62,6 +63,7 @@ class SegmentRun:
     guide: tuple[Any, ...] | None = None
     change: float | None = None
     share: float = 0.0
+    error: float | None = None
     segment: Segment = field(init=False)
     skipping: bool = False
     computing: bool = False
@@ -208,7 +210,7 @@ class SegmentRun:
             known = forecaster.init() if state.check is None else state.check
             state.check = forecaster.observe(known, self._at, change)
         elif state.check is not None and policy is not None:
-            error = relative_l1(forecaster.predict(state.check, self._at), change)
+            error = self.error = relative_l1(forecaster.predict(state.check, self._at), change)
             self._rejected = not policy.gate.accepts(leading._state.gate.gate, self._at, error)
 
     def _learn(self, output: Any) -> None:
@@ -218,7 +220,7 @@ class SegmentRun:
             return
         gate = policy.gate
         if gate.learns:
-            error = state.error(self._at, self._entry, output)
+            error = self.error = state.error(self._at, self._entry, output)
             if error is not None:
                 state.gate = state.gate._replace(gate=gate.learn(state.gate.gate, self._at, error))
         if gate.looks_at_output:

@@ -17,6 +17,8 @@ class StepRecord(NamedTuple):
         segment: Index of the segment.
         verdict: Decision, reason and measured change.
         share: Of the tokens that a skipped module has computed all the same.
+        error: How far off the forecast was that was made, or would have been (relative L1), where the gate
+            had it measured; None elsewhere.
     """
 
     branch: str
@@ -24,6 +26,7 @@ class StepRecord(NamedTuple):
     segment: int
     verdict: Verdict
     share: float = 0.0
+    error: float | None = None
 
 
 @dataclass(slots=True)

@@ -311,7 +311,9 @@ class Session:
                 branch, segment = label, number
                 if self.plan.per_sample:
                     branch, segment = f"{label} sample {number}".lstrip(), 0
-                state.record.steps.append(StepRecord(branch, tick.step, segment, verdict, run.share))
+                state.record.steps.append(
+                    StepRecord(branch, tick.step, segment, verdict, run.share, run.error)
+                )
         if any(segment.grown for branch in state.branches.values() for segment in branch):
             state.record.state_bytes = max(state.record.state_bytes, self._bytes(state))
 
