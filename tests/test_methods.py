@@ -32,11 +32,7 @@ from cache_dit.tune import calibrate
 ROOT = Path(__file__).parents[1]
 README, TEXT = (ROOT / "README.md").read_text(), (ROOT / "docs" / "methods.md").read_text()
 BLOCKS = [part.split("```")[0] for part in TEXT.split("```python\n")[1:]]
-FUNCTIONS: dict[str, Callable[..., Preset]] = {
-    name: function
-    for name, function in inspect.getmembers(presets, inspect.isfunction)
-    if function.__module__ == presets.__name__
-}
+FUNCTIONS = presets.NAMED
 REQUIRED: dict[str, Any] = {"ratios": (1.0, 0.9, 0.9), "schedule": Schedule(total=4, computed=(0, 1))}
 DEMO = {"height": 64, "width": 64, "max_sequence_length": 10}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -24,6 +23,7 @@ RATIOS = tuple(1.0 - 0.02 * step for step in range(STEPS))
 # Name -> how it is made for the runs, its short form, that of its forecaster.
 MADE: dict[str, tuple[Callable[[], Preset], str, str]] = {
     "trajectory": (presets.trajectory, "F0B0_W0I1M0MC0_C0.5_OUTPUT", "E0"),
+    "tolerance": (lambda: presets.tolerance(0.1), "F0B0_W0I1M0MC0_TOL0.1O1_OUTPUT", "E0"),
     "fbcache": (lambda: presets.fbcache(0.2), "F1B0_W0I1M0MC0_R0.2", "T0O0"),
     "dbcache": (lambda: presets.dbcache("M"), "F1B0_W4I1M0MC6_R0.24", "T0O0"),
     "dbcache_taylorseer": (presets.dbcache_taylorseer, "F1B0_W4I1M0MC4_R0.2", "T1O1"),
@@ -71,8 +71,7 @@ def pipe() -> Any:
 
 
 def test_every_preset_is_tried() -> None:
-    functions = inspect.getmembers(presets, inspect.isfunction)
-    assert {name for name, function in functions if function.__module__ == presets.__name__} == set(MADE)
+    assert set(presets.NAMED) == set(MADE)
 
 
 @pytest.mark.parametrize("name", MADE)

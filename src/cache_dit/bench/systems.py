@@ -91,6 +91,7 @@ _BUDGETS = (0.6, 0.5, 0.4, 1 / 3, 0.3, 0.25, 0.22)
 _LINES: tuple[Line, ...] = (
     _line("Trajectory", presets.trajectory, _BUDGETS, fixed=True),
     ("Trajectory, measured", _measured, _BUDGETS, True),
+    _line("Tolerance", presets.tolerance, (0.02, 0.035, 0.05, 0.07, 0.1, 0.15), fixed=False),
     *(
         _line(f"default decisions, {filled}", partial(_plain, filled), (0.08, 0.12, 0.16), fixed=False)
         for filled in ("reuse", "Taylor 1", "estimate")

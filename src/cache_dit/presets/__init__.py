@@ -1,0 +1,105 @@
+"""Published methods by their names, with their published settings.
+
+>>> cache_dit.enable_cache(pipe, cache_dit.presets.taylorseer_lite(5, 1))
+
+What a method does, where it comes from, and what is unsure about its source is told by the option classes
+that a preset is made of. Speeds are those that the authors measured, on their hardware. A preset is a
+starting point: `Preset.with_options` changes what it sets.
+"""
+
+from collections.abc import Callable
+
+from cache_dit.presets.house import dbcache, dbcache_taylorseer, dbprune, scm, tolerance, trajectory
+from cache_dit.presets.preset import Preset
+from cache_dit.presets.published import (
+    delta_dit,
+    dicache,
+    dmd,
+    dpcache,
+    duca,
+    easycache,
+    fastercache,
+    fbcache,
+    foca,
+    fora,
+    freqca,
+    hicache,
+    lemica,
+    magcache,
+    pab,
+    seacache,
+    speca,
+    spectrum,
+    taylorseer,
+    taylorseer_lite,
+    teacache,
+    toca,
+)
+
+NAMED: dict[str, Callable[..., Preset]] = {
+    function.__name__: function
+    for function in (
+        trajectory,
+        tolerance,
+        dbcache,
+        dbcache_taylorseer,
+        scm,
+        dbprune,
+        fbcache,
+        fora,
+        toca,
+        duca,
+        taylorseer,
+        taylorseer_lite,
+        foca,
+        hicache,
+        spectrum,
+        dmd,
+        freqca,
+        teacache,
+        seacache,
+        easycache,
+        magcache,
+        dicache,
+        speca,
+        pab,
+        fastercache,
+        delta_dit,
+        lemica,
+        dpcache,
+    )
+}
+"""Every preset by its name."""
+
+__all__ = [
+    "NAMED",
+    "Preset",
+    "trajectory",
+    "tolerance",
+    "dbcache",
+    "dbcache_taylorseer",
+    "scm",
+    "dbprune",
+    "fbcache",
+    "fora",
+    "toca",
+    "duca",
+    "taylorseer",
+    "taylorseer_lite",
+    "foca",
+    "hicache",
+    "spectrum",
+    "dmd",
+    "freqca",
+    "teacache",
+    "seacache",
+    "easycache",
+    "magcache",
+    "dicache",
+    "speca",
+    "pab",
+    "fastercache",
+    "delta_dit",
+    "lemica",
+    "dpcache",
+]
