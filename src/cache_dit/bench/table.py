@@ -7,11 +7,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from cache_dit.bench.measure import Score
 from cache_dit.bench.pictures import Cell, Purpose
 from cache_dit.bench.store import Scores, Setting
+from cache_dit.metrics import interval_of_mean
 
 # Fractions of the FLOPs of the uncached run.
 BUDGETS = {"1/2": 1 / 2, "1/2.5": 1 / 2.5, "1/3": 1 / 3, "1/4": 1 / 4}
@@ -19,7 +18,6 @@ BUDGETS = {"1/2": 1 / 2, "1/2.5": 1 / 2.5, "1/3": 1 / 3, "1/4": 1 / 4}
 _GENEROUS = 0.6
 # A row may cost so much more: step counts are whole numbers, and budgets are not.
 SLACK = 0.01
-_RESAMPLED = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,16 +144,4 @@ def _tenth(values: Sequence[float]) -> float:
 def _interval(purpose: Purpose, scores: Sequence[Score]) -> tuple[float, float]:
     """95 % of the means of resampled prompts: pictures of one prompt are not independent of each other."""
     prompts = {picture.seed: picture.prompt for picture in purpose.pictures}
-    groups: dict[str, list[float]] = {}
-    for score in scores:
-        groups.setdefault(prompts[score.seed], []).append(score.psnr)
-    if len(groups) < 2 or any(math.isinf(score.psnr) for score in scores):
-        return math.nan, math.nan
-    sums = torch.tensor([[sum(group), len(group)] for group in groups.values()], dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    places = torch.randint(len(sums), (_RESAMPLED, len(sums)), generator=generator)
-    totals = sums[places].sum(dim=1)
-    low, high = (
-        (totals[:, 0] / totals[:, 1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    )
-    return low, high
+    return interval_of_mean([score.psnr for score in scores], [prompts[score.seed] for score in scores])

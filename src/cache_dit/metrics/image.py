@@ -1,8 +1,7 @@
 """PSNR and SSIM of pictures in memory, in float64 whatever the type of the pictures.
 
-8-bit arithmetic wraps around: `uint8(3) - uint8(5)` is 254, and a picture that is off by two grey levels
-gets the score of noise. So both functions convert first and subtract then, and the range of the values is
-never guessed from their type.
+8-bit arithmetic wraps around: `uint8(3) - uint8(5)` is 254, and 254 squared is 4 there. So both functions
+convert first and subtract then, and the range of the values is never guessed from their type.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from cache_dit.errors import ConfigError, ConfigTypeError
 # A tensor, a numpy array, or anything else that `torch.as_tensor` takes.
 Picture: TypeAlias = Any
 
-_WINDOW = 11
+WINDOW = 11
 _SIGMA = 1.5
 _K1, _K2 = 0.01, 0.03
 
@@ -40,7 +39,11 @@ def psnr(picture: Picture, reference: Picture, *, data_range: float) -> float:
         ConfigTypeError: Values that are no real numbers.
     """
     first, second = _checked(picture, reference, data_range)
-    error = (first - second).square().mean().item()
+    return decibels((first - second).square().mean().item(), data_range)
+
+
+def decibels(error: float, data_range: float) -> float:
+    """The PSNR of a mean squared error, `inf` for 0."""
     return math.inf if error == 0 else 10 * math.log10(data_range**2 / error)
 
 
@@ -65,18 +68,30 @@ def ssim(picture: Picture, reference: Picture, *, data_range: float) -> float:
         ConfigTypeError: Values that are no real numbers.
     """
     first, second = _checked(picture, reference, data_range)
-    if first.ndim < 2 or min(first.shape[-2:]) < _WINDOW:
+    if first.ndim < 2 or min(first.shape[-2:]) < WINDOW:
         raise ConfigError(
             f"ssim got pictures of shape {tuple(first.shape)}; give [..., height, width] with at least "
-            f"{_WINDOW}x{_WINDOW} pixels, channels first."
+            f"{WINDOW}x{WINDOW} pixels, channels first."
         )
-    x, y = (values.reshape(-1, 1, *values.shape[-2:]) for values in (first, second))
+    planes = (values.reshape(-1, 1, *values.shape[-2:]) for values in (first, second))
+    return float(similarities(*planes, data_range=data_range).mean())
+
+
+def squared_errors(first: Tensor, second: Tensor) -> Tensor:
+    """Mean squared error of each picture: two [n, ...] of floats -> [n]."""
+    return (first - second).square().flatten(1).mean(dim=1)
+
+
+def similarities(first: Tensor, second: Tensor, *, data_range: float) -> Tensor:
+    """SSIM of each picture, see `ssim`: two [n, channels, height, width] of floats -> [n]."""
+    x, y = (values.flatten(0, 1).unsqueeze(1) for values in (first, second))
     mean_x, mean_y = _blur(x), _blur(y)
     var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
     covariance = _blur(x * y) - mean_x * mean_y
     c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
     likeness = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    return float((likeness / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())
+    planes = likeness / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return planes.reshape(len(first), -1).mean(dim=1)
 
 
 def _checked(picture: Picture, reference: Picture, data_range: float) -> tuple[Tensor, Tensor]:
@@ -96,7 +111,7 @@ def _checked(picture: Picture, reference: Picture, data_range: float) -> tuple[T
 
 def _blur(planes: Tensor) -> Tensor:
     """Weighted mean over every window inside of [n, 1, height, width]; the window is separable."""
-    offsets = torch.arange(_WINDOW, dtype=planes.dtype, device=planes.device) - _WINDOW // 2
+    offsets = torch.arange(WINDOW, dtype=planes.dtype, device=planes.device) - WINDOW // 2
     weights = torch.exp(-(offsets**2) / (2 * _SIGMA**2))
     weights = weights / weights.sum()
     rows = F.conv2d(planes, weights.view(1, 1, 1, -1))
