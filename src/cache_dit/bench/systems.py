@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from cache_dit import presets
 from cache_dit.api import disable_cache, enable_cache
+from cache_dit.bench.calibrated import SHARES, calibrated, calibrated_file
 from cache_dit.bench.diffusers_systems import diffusers_systems
 from cache_dit.bench.pictures import Cell
 from cache_dit.bench.system import Kind, System
@@ -21,6 +21,7 @@ from cache_dit.caching.catalogue import (
     TrajectoryCalibratorConfig,
 )
 from cache_dit.caching.maths.masks import steps_mask
+from cache_dit.caching.maths.schedule import Schedule
 from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.presets import Preset
 
@@ -78,19 +79,22 @@ def _dynamic_mask(filled: str, cell: Cell, policy: str) -> Preset:
     return Preset(config, _FILLED[filled])
 
 
-def trajectory_file(cell: Cell) -> Path:
-    """What `bench/trajectories.py` has measured in a cell."""
-    return Path(__file__).parent / "trajectories" / f"{cell.steps}-steps-cfg-{cell.cfg:g}.json"
-
-
 def _measured(cell: Cell, fraction: float) -> Preset:
-    return presets.trajectory(fraction, Trajectory.load(trajectory_file(cell)))
+    return presets.trajectory(fraction, Trajectory.load(calibrated_file("trajectory", cell)))
 
 
-_BUDGETS = (0.6, 0.5, 0.4, 1 / 3, 0.3, 0.25, 0.22)
+def _searched(preset: Callable[[Schedule], Preset], cell: Cell, fraction: float) -> Preset:
+    computed = calibrated(preset.__name__, cell)[f"{fraction:g}"]
+    return preset(Schedule(total=cell.steps, computed=tuple(computed)))
+
+
+def _magnitudes(cell: Cell, threshold: float) -> Preset:
+    return presets.magcache(calibrated("magcache", cell), threshold)
+
+
 _LINES: tuple[Line, ...] = (
-    _line("Trajectory", presets.trajectory, _BUDGETS, fixed=True),
-    ("Trajectory, measured", _measured, _BUDGETS, True),
+    _line("Trajectory", presets.trajectory, SHARES, fixed=True),
+    ("Trajectory, measured", _measured, SHARES, True),
     _line("Tolerance", presets.tolerance, (0.02, 0.035, 0.05, 0.07, 0.1, 0.15), fixed=False),
     *(
         _line(f"default decisions, {filled}", partial(_plain, filled), (0.08, 0.12, 0.16), fixed=False)
@@ -128,6 +132,9 @@ _LINES: tuple[Line, ...] = (
     ),
     _line("SeaCache of this package", presets.seacache, (0.1, 0.2, 0.3, 0.45, 0.6, 1.0), fixed=False),
     _line("EasyCache", presets.easycache, (0.02, 0.05, 0.1, 0.2, 0.4), fixed=False),
+    ("MagCache of this package", _magnitudes, (0.03, 0.06, 0.12, 0.24, 0.5), True),
+    ("DPCache", partial(_searched, presets.dpcache), SHARES, True),
+    ("LeMiCa", partial(_searched, presets.lemica), SHARES, True),
     _line("DiCache", presets.dicache, (0.1, 0.2, 0.3, 0.4, 0.6, 0.8), fixed=False),
     _line("SpeCa", presets.speca, (1, 2), fixed=False),
     _line("PAB of this package", presets.pab, (2, 3, 4, 6), fixed=True),
