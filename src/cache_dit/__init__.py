@@ -52,6 +52,7 @@ from cache_dit.caching.maths.masks import steps_mask
 from cache_dit.caching.maths.schedule import Schedule
 from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.caching.patch_functors import PatchFunctor
+from cache_dit.configs import config_schema, load_configs, save_configs
 from cache_dit.errors import CacheDiTError
 from cache_dit.presets import Preset
 from cache_dit.shorthand import parse_config
@@ -134,14 +135,17 @@ __all__ = [
     "TrajectoryCalibratorConfig",
     "__version__",
     "diagnose",
+    "config_schema",
     "disable_cache",
     "enable_cache",
     "get_adapter",
     "parse_config",
+    "load_configs",
     "presets",
     "refresh_context",
     "steps_mask",
     "strify",
+    "save_configs",
     "summary",
     "supported_matrix",
     "supported_pipelines",
