@@ -55,6 +55,7 @@ from cache_dit.caching.patch_functors import PatchFunctor
 from cache_dit.configs import config_schema, load_configs, save_configs
 from cache_dit.errors import CacheDiTError
 from cache_dit.presets import Preset
+from cache_dit.quantize import quantize
 from cache_dit.shorthand import parse_config
 from cache_dit.stats import (
     CacheStats,
@@ -134,18 +135,19 @@ __all__ = [
     "Trajectory",
     "TrajectoryCalibratorConfig",
     "__version__",
-    "diagnose",
     "config_schema",
+    "diagnose",
     "disable_cache",
     "enable_cache",
     "get_adapter",
-    "parse_config",
     "load_configs",
+    "parse_config",
     "presets",
+    "quantize",
     "refresh_context",
+    "save_configs",
     "steps_mask",
     "strify",
-    "save_configs",
     "summary",
     "supported_matrix",
     "supported_pipelines",
