@@ -66,10 +66,11 @@ def enable_cache(
     reject_unknown("enable_cache", unknown, _OPTIONS)
     optional(instance_of(CacheConfig, Override, Preset))("cache_config", cache_config)
     optional(instance_of(CalibratorConfig))("calibrator_config", calibrator_config)
+    adapter, made_for = adapter_of(pipe_or_adapter), ""
     if isinstance(cache_config, Preset):
+        made_for = cache_config.model
         calibrator_config = calibrator_config or cache_config.calibrator_config
         cache_config = cache_config.cache_config
-    adapter = adapter_of(pipe_or_adapter)
     plain = cache_config is None and calibrator_config is None
     calibrator = calibrator_config or (TrajectoryCalibratorConfig() if plain else CalibratorConfig())
     if params_modifiers is None:
@@ -83,6 +84,7 @@ def enable_cache(
 
     with patched(adapter) as patches:
         lists = lists_of(adapter)
+        _check_model(made_for, ", ".join(entry.name for entry in lists))
         made = [
             attachment(entry, choose(place, entry), shares_run=len(lists) > 1)
             for place, entry in enumerate(lists)
@@ -196,6 +198,14 @@ def _settings(
         own = modifier.calibrator_config
         settings.append(Setting(cache, calibrator if own is None else calibrator.updated(own)))
     return tuple(settings)
+
+
+def _check_model(made_for: str, model: str) -> None:
+    if made_for not in ("", model):
+        raise ConfigError(
+            f"the configuration was made for {made_for} but this is {model}; tune this one with "
+            "cache_dit.tune.tune, or give the options themselves, with which nothing is promised."
+        )
 
 
 def _spread(given: _Modifiers | None, counts: list[int]) -> Sequence[Sequence[ParamsModifier]]:

@@ -110,6 +110,8 @@ class CacheConfig(Options, ABC):
             changes fast. Default (0, 0.641), as in FasterCache's code.
         num_inference_steps: Steps of a run, for a transformer without a pipeline; None: read from the
             pipeline, or unknown.
+        tuned_steps: Steps of the runs that these options were tuned for; a run of another length gets a
+            warning. None (default): nothing is known.
         steps_computation_mask: 1 must compute, 0 may skip, for each step; replaces the warm-up. See
             `cache_dit.steps_mask`.
         steps_computation_policy: "dynamic": a 0 is decided by the method. "static": a 0 is skipped, and not
@@ -142,6 +144,7 @@ class CacheConfig(Options, ABC):
     uncond_interval: int | None = option(optional(whole(1)), default=None)
     uncond_window: Sequence[float] = option(sequence_of(real(0.0, 1.0), 2), default=(0.0, 0.641))
     num_inference_steps: int | None = option(optional(whole(1)), default=None)
+    tuned_steps: int | None = option(optional(whole(1)), default=None)
     steps_computation_mask: Sequence[int] | None = option(optional(_mask), default=None)
     steps_computation_policy: str = option(one_of("dynamic", "static"), default="dynamic")
     force_refresh_step_hint: int | None = option(optional(whole(1)), default=None)

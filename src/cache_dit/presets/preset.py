@@ -15,10 +15,13 @@ class Preset:
     Attributes:
         cache_config: When, and where.
         calibrator_config: What; the default repeats the last computed value.
+        model: Class names of the transformers that it was made for, in order and with commas between them;
+            others are refused. "" (default): any.
     """
 
     cache_config: CacheConfig
     calibrator_config: CalibratorConfig = field(default_factory=CalibratorConfig)
+    model: str = ""
 
     def with_options(self, **changed: Any) -> Preset:
         """The same with other options of the cache configuration.

@@ -21,6 +21,7 @@ _RUN_WIDE = (
     "cfg_compute_first",
     "cfg_diff_compute_separate",
     "num_inference_steps",
+    "tuned_steps",
     "force_refresh_step_hint",
     "force_refresh_step_policy",
     "max_live_requests",
@@ -65,6 +66,7 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
         total_steps=shared.num_inference_steps,
         shares_run=shares_run,
         mask_lengths=frozenset(len(mask) for mask in masks if mask is not None and checked),
+        tuned_steps=shared.tuned_steps,
         budget=min(
             (one.calibrator.memory_budget for one in settings if one.calibrator.memory_budget), default=None
         ),

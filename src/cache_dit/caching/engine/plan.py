@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from cache_dit.caching.maths.forecaster import Forecaster
 from cache_dit.caching.maths.gate import Policy, Signal
 from cache_dit.caching.maths.tokens import Tokens
 from cache_dit.caching.maths.trajectory import Trajectory
+from cache_dit.errors import ConfigError
 
 COND, UNCOND = "cond", "uncond"
 """Names of the branches of classifier-free guidance, as diffusers' pipelines give them."""
@@ -136,6 +138,7 @@ class Plan:
         controls: Arguments that add something between the blocks.
         muted: Modules between the blocks that need not be computed on skipped steps.
         mask_lengths: Lengths of the steps masks, to be held against the run; none: nothing to check.
+        tuned_steps: Length of the runs that the configuration was tuned for; None: nothing is known.
         budget: Most bytes that the forecasts of one branch may keep; None: no limit.
         reads_noise: The noise level of a step is needed, so it is read from the scheduler or the timestep.
         whole: The segment whose one block is the transformer itself; None: there is none.
@@ -159,6 +162,7 @@ class Plan:
     controls: tuple[Port, ...] = ()
     muted: tuple[nn.Module, ...] = ()
     mask_lengths: frozenset[int] = frozenset()
+    tuned_steps: int | None = None
     budget: int | None = None
     reads_noise: bool = False
     estimates: bool = False
@@ -190,6 +194,27 @@ class Plan:
     def around(self) -> dict[int, Slot]:
         """The segments, by number, whose one block is the transformer itself, the outer one last."""
         return {slot.segment: slot for slot in (self.whole, self.uncond) if slot is not None}
+
+    def check_length(self, total: int | None) -> None:
+        """Hold what was made for runs of one length against a run of `total` steps; None: not known.
+
+        Raises:
+            ConfigError: A steps mask has another length.
+        """
+        if total is None:
+            return
+        for length in self.mask_lengths - {total}:
+            raise ConfigError(
+                f"steps_computation_mask has {length} entries but the run has {total} steps; give "
+                f"cache_dit.steps_mask(mask_policy=..., total_steps={total}) or run {length} steps."
+            )
+        if self.tuned_steps not in (None, total):
+            warnings.warn(
+                f"tuned_steps is {self.tuned_steps} but the run has {total} steps: schedules are stretched, "
+                "thresholds stay, and the figures of the tuning do not hold; run "
+                f"{self.tuned_steps} steps, or tune again.",
+                stacklevel=2,
+            )
 
     def segments_of(self, branch: str) -> tuple[Segment, ...]:
         """The segments that a branch has."""

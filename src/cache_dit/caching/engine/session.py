@@ -169,12 +169,7 @@ class Session:
         if total is None and request.timeline is not None and not self.plan.shares_run:
             total = request.timeline.total_steps()
         total = total or self.plan.total_steps
-        for length in self.plan.mask_lengths:
-            if total is not None and length != total:
-                raise ConfigError(
-                    f"steps_computation_mask has {length} entries but the run has {total} steps; give "
-                    f"cache_dit.steps_mask(mask_policy=..., total_steps={total}) or run {length} steps."
-                )
+        self.plan.check_length(total)
         clock = Clock(self.plan.calls_per_step, strict=request.implicit)
         noise = request.noise
         if noise is None and self.plan.reads_noise and request.timeline is not None:
