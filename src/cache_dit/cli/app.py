@@ -10,6 +10,7 @@ from cache_dit._version import __version__
 from cache_dit.cli.bench import bench
 from cache_dit.cli.demo import demo
 from cache_dit.cli.doctor import doctor
+from cache_dit.cli.metrics import HELP, metrics
 
 app = typer.Typer(
     name="cache-dit",
@@ -17,9 +18,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings=HELP,
 )
 app.command()(demo)
 app.command()(doctor)
+app.command(no_args_is_help=True)(metrics)
 app.add_typer(bench)
 
 

@@ -8,10 +8,10 @@ from cache_dit.metrics.fid import compute_fid, frechet_distance
 from cache_dit.metrics.image import psnr, ssim
 from cache_dit.metrics.lpips import compute_lpips
 from cache_dit.metrics.measured import Measured, interval_of_mean, write_scores
-from cache_dit.metrics.options import Options
+from cache_dit.metrics.options import NotGivenError, Options
 from cache_dit.metrics.pairs import compute_mse, compute_psnr, compute_ssim
 from cache_dit.metrics.prompts import compute_clip_score, compute_image_reward
-from cache_dit.metrics.video import compute_video_psnr, compute_video_ssim
+from cache_dit.metrics.video import compute_video_psnr, compute_video_ssim, holds_videos
 
 __all__ = [
     "compute_psnr",
@@ -28,6 +28,8 @@ __all__ = [
     "frechet_distance",
     "interval_of_mean",
     "write_scores",
+    "holds_videos",
     "Measured",
     "Options",
+    "NotGivenError",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cache_dit.errors import ConfigError
 from cache_dit.metrics.measured import Measured
-from cache_dit.metrics.options import Options, Run
+from cache_dit.metrics.options import NotGivenError, Options, Run
 from cache_dit.metrics.pictures import PathLike, existing, load_batch, pictures_in, same_size
 
 FID_MODEL = "FID_MODEL_PATH"
@@ -56,7 +56,7 @@ def compute_fid(
         raise ConfigError(f"per_item is {run.per_item}, but FID is one value for a whole set; leave it out.")
     folders = [existing(path) for path in (true, test)]
     if files := [str(folder) for folder in folders if not folder.is_dir()]:
-        raise ConfigError(f"{files[0]} is a file, and FID compares sets of pictures; give folders.")
+        raise NotGivenError(f"{files[0]} is a file, and FID compares sets of pictures; give folders.")
     extract = features if callable(features) else _scripted(features, run.device)
     first, second = (_features(folder, extract, run) for folder in folders)
     return Measured.whole(frechet_distance(*_moments(first), *_moments(second)), len(second))
@@ -111,7 +111,7 @@ def _features(folder: Path, extract: Extractor, run: Run) -> Tensor:
 def _scripted(path: PathLike | None, device: torch.device) -> Extractor:
     place = path if path is not None else os.environ.get(FID_MODEL)
     if place is None:
-        raise ConfigError(
+        raise NotGivenError(
             "features of FID are not given; give features=, a function or the path of a TorchScript file, "
             f"or set {FID_MODEL} to that path."
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cache_dit.errors import ConfigError
 from cache_dit.metrics.measured import Measured
-from cache_dit.metrics.options import Options, Run
+from cache_dit.metrics.options import NotGivenError, Options, Run
 from cache_dit.metrics.pairs import measure_pairs
 from cache_dit.metrics.pictures import PathLike, existing
 
@@ -165,7 +165,7 @@ def read_weights(weights: PathLike | None) -> dict[str, Tensor]:
     """
     place = weights if weights is not None else os.environ.get(LPIPS_FOLDER)
     if place is None:
-        raise ConfigError(
+        raise NotGivenError(
             "weights of LPIPS are not given; put those of torchvision's AlexNet or VGG16 and the heads of "
             f"the LPIPS release into one folder, and give weights=FOLDER or set {LPIPS_FOLDER} to it."
         )

@@ -17,6 +17,10 @@ Item = TypeVar("Item")
 _BATCH = 8
 
 
+class NotGivenError(ConfigError):
+    """What a metric needs beside the files is not given, or the files are of a kind that it does not take."""
+
+
 class Options(TypedDict, total=False):
     """What every `compute_...` function takes beside its own arguments, by keyword.
 

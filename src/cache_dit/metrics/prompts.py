@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cache_dit.errors import ConfigError
 from cache_dit.metrics.measured import Measured
-from cache_dit.metrics.options import Options, Run
+from cache_dit.metrics.options import NotGivenError, Options, Run
 from cache_dit.metrics.pictures import PathLike, Prompted, existing, load, prompted
 
 CLIP_FOLDER = "CLIP_MODEL_DIR"
@@ -101,7 +101,7 @@ def compute_image_reward(
         ConfigTypeError: An option is unknown.
     """
     if score is None:
-        raise ConfigError(
+        raise NotGivenError(
             "score of compute_image_reward is not given; give a function of a prompt and a picture, such as "
             "ImageReward.load(PATH).score."
         )
@@ -121,7 +121,7 @@ def _batches(items: list[Prompted], most: int) -> list[list[Prompted]]:
 def _clip(model: PathLike | None, device: torch.device) -> tuple[Any, Any]:
     place = model if model is not None else os.environ.get(CLIP_FOLDER)
     if place is None:
-        raise ConfigError(
+        raise NotGivenError(
             "model of the CLIP score is not given; give model=FOLDER with a CLIP model in the form of "
             f"transformers, or set {CLIP_FOLDER}."
         )

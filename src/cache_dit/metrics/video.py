@@ -78,6 +78,13 @@ def compute_video_ssim(true: PathLike, test: PathLike, **options: Unpack[Options
     return _measure("video_ssim", true, test, options, _ssim, float)
 
 
+def holds_videos(path: PathLike) -> bool:
+    """Whether a path is a video file, or a folder of such files."""
+    place = existing(path)
+    files = place.iterdir() if place.is_dir() else [place]
+    return any(file.suffix.lower() in VIDEOS for file in files)
+
+
 def _ssim(first: Tensor, second: Tensor) -> Tensor:
     if min(first.shape[-2:]) < WINDOW:
         raise ConfigError(f"video_ssim needs frames of at least {WINDOW}x{WINDOW} pixels; give larger ones.")
