@@ -63,13 +63,14 @@ def demo(
         int, typer.Option(help="Most skipped steps in a row; -1: no limit.", rich_help_panel=_CACHE)
     ] = -1,
     order: Annotated[
-        int,
+        int | None,
         typer.Option(
             help="Skipped steps are forecast by a Taylor polynomial of this order, at most 4; 0 repeats the "
-            "last computed value.",
+            "last computed value. Without it: the best linear estimate, as without a calibrator_config.",
+            show_default=False,
             rich_help_panel=_CACHE,
         ),
-    ] = 1,
+    ] = None,
     mask: Annotated[
         str | None,
         typer.Option(
@@ -104,9 +105,11 @@ def _cache_config(
     )
 
 
-def _calibrator_config(order: int) -> CalibratorConfig:
-    from cache_dit import CalibratorConfig, TaylorSeerCalibratorConfig
+def _calibrator_config(order: int | None) -> CalibratorConfig:
+    from cache_dit import CalibratorConfig, TaylorSeerCalibratorConfig, TrajectoryCalibratorConfig
 
+    if order is None:
+        return TrajectoryCalibratorConfig()
     return CalibratorConfig() if order == 0 else TaylorSeerCalibratorConfig(taylorseer_order=order)
 
 
