@@ -1,0 +1,5 @@
+"""Attention kernels of diffusers, chosen for one model and not for others."""
+
+from cache_dit.attention.backends import attn_backends, set_attn_backend
+
+__all__ = ["attn_backends", "set_attn_backend"]
