@@ -11,8 +11,8 @@ from cache_dit.errors import ConfigError
 class Joined:
     """A Linear whose divided side joins what belongs to heads with other channels.
 
-    FLUX's single blocks project `cat([attention, mlp])`: a rank has some heads and some channels of the MLP, so
-    its share of the weight comes from two places.
+    FLUX's single blocks project `cat([attention, mlp])`: a rank has some heads and some channels of the MLP,
+    so its share of the weight comes from two places.
 
     Attributes:
         name: Path of the Linear from its part.
@@ -31,9 +31,9 @@ class Joined:
 class Part:
     """A module where every rank computes its share from the columns to the rows.
 
-    Names that a module lacks are passed over, so one part serves blocks with and without text stream. A column
-    whose output is several times as wide as the input of the row is fused (query, key and value, or the two
-    halves of a gated unit): each of its pieces is divided.
+    Names that a module lacks are passed over, so one part serves blocks with and without text stream. A
+    column whose output is several times as wide as the input of the row is fused (query, key and value, or
+    the two halves of a gated unit): each of its pieces is divided.
 
     Attributes:
         path: From the block; empty for the block itself. "*" stands for every member of a list.
@@ -41,12 +41,15 @@ class Part:
         rows: Paths of the Linears whose input is divided; their outputs are added up over the ranks.
         norms: Pairs of a norm and the Linear before it: a norm as wide as that Linear goes across all heads,
             so its mean square is added up over the ranks.
-        heads: Name of the attribute that counts the heads, where the part is an attention; None where channels
-            are independent of each other.
+        heads: Name of the attribute that counts the heads, where the part is an attention; None where
+            channels are independent of each other.
         keys: Path of the Linear that makes keys: where it has fewer heads than the queries, its heads are
             divided, and the queries with them.
         counts: Attributes of the module that count heads or channels of all heads; those that it has are set
             to the share of this rank.
+        channels: Attributes that count channels which belong to no head, likewise.
+        rotary: Arguments of the module's forward with rotary embeddings that are not alike for all heads; a
+            rank gets those of its heads.
     """
 
     path: str
@@ -56,6 +59,8 @@ class Part:
     heads: str | None = None
     keys: str = "to_k"
     counts: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+    rotary: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,8 @@ def attention(
     norms: tuple[tuple[str, str], ...] = (),
     heads: str = "heads",
     keys: str = "to_k",
+    counts: str = "",
+    rotary: str = "",
 ) -> Part:
     """An attention with the names that diffusers usually gives, or with names of its own.
 
@@ -115,6 +122,8 @@ def attention(
         norms: Further pairs of a norm and the Linear before it.
         heads: Attribute that counts the heads.
         keys: Path of the Linear that makes keys.
+        counts: Further attributes that count heads or their channels.
+        rotary: Arguments with rotary embeddings that differ between heads.
 
     Returns:
         The part.
@@ -127,7 +136,8 @@ def attention(
         norms=(*_NORMS, *norms),
         heads=heads,
         keys=keys,
-        counts=(heads, "kv_heads", "num_kv_heads", "inner_dim", "inner_kv_dim"),
+        counts=(heads, "kv_heads", "num_kv_heads", "inner_dim", "inner_kv_dim", *counts.split()),
+        rotary=tuple(rotary.split()),
     )
 
 

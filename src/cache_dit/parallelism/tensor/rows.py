@@ -7,11 +7,13 @@ from cache_dit.parallelism.tensor.plan import Blocks, Joined, Part, TensorPlan, 
 _ATTN = attention("attn")
 _FF = feed_forward("ff")
 _BOTH_FF = (_FF, feed_forward("ff_context"))
-_TEXT_AND_IMAGE = (*(feed_forward(path) for path in ("img_mlp", "txt_mlp")),)
+_TEXT_AND_IMAGE = (feed_forward("img_mlp"), feed_forward("txt_mlp"))
 
-# Blocks of two streams, as FLUX has, and of one stream, where the attention and the MLP share the last Linear.
+# Blocks of two streams, as FLUX has, and of one, where the attention and the MLP share the last Linear.
 _DOUBLE = Blocks("transformer_blocks", (_ATTN, *_BOTH_FF))
-_PROJ_OUT = Part(path="", columns=("proj_mlp",), rows=(Joined("proj_out", "attn"),))
+_PROJ_OUT = Part(
+    path="", columns=("proj_mlp",), rows=(Joined("proj_out", "attn"),), channels=("mlp_hidden_dim",)
+)
 _SINGLE = Blocks("single_transformer_blocks", (_ATTN, _PROJ_OUT))
 # One stream with self-attention, often cross-attention, and an MLP.
 _PLAIN = Blocks("transformer_blocks", (attention("attn1"), attention("attn2"), _FF))
@@ -35,6 +37,7 @@ _FLUX_2_SINGLE = Part(
     rows=(Joined("to_out", ""),),
     heads="heads",
     counts=("heads", "inner_dim"),
+    channels=("mlp_hidden_dim",),
 )
 _FLUX_2_FF = tuple(feed_forward(path, "linear_in", "linear_out") for path in ("ff", "ff_context"))
 _FLUX_3 = (_ATTN, _FLUX_2_FF[0])
@@ -73,9 +76,11 @@ _JOY = (
     attention("attn", "img_attn_qkv txt_attn_qkv", "img_attn_proj txt_attn_proj"),
     *_TEXT_AND_IMAGE,
 )
+_COSMOS = (attention("attn1"), attention("attn2", "q_img k_img v_img", counts="out_dim"), _FF)
+_LTX = (*(attention(path, rotary="image_rotary_emb") for path in ("attn1", "attn2")), _FF)
 _LTX_2 = tuple(
-    attention(path)
-    for path in "attn1 attn2 audio_attn1 audio_attn2 audio_to_video_attn video_to_audio_attn".split()
+    attention(path, rotary="query_rotary_emb key_rotary_emb")
+    for path in ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
 )
 _LTX_2_BLOCKS = Blocks("transformer_blocks", (*_LTX_2, _FF, feed_forward("audio_ff")))
 _QWEN = Blocks("transformer_blocks", (_ATTN, *_TEXT_AND_IMAGE))
@@ -108,17 +113,20 @@ TENSOR_PLANS: tuple[TensorPlan, ...] = (
     _plan("Flux3Transformer2DModel", *_same("mode_blocks.image single_transformer_blocks", *_FLUX_3)),
     _plan("FluxTransformer2DModel", _DOUBLE, _SINGLE),
     _plan("GlmImageTransformer2DModel", _PLAIN),
-    _plan(
-        "HiDreamImageTransformer2DModel", *_same("double_stream_blocks single_stream_blocks", *_HIDREAM)
-    ),
+    _plan("HiDreamImageTransformer2DModel", *_same("double_stream_blocks single_stream_blocks", *_HIDREAM)),
     _plan("HunyuanDiT2DModel", Blocks("blocks", _PLAIN.parts)),
     _plan("HunyuanImageTransformer2DModel", _DOUBLE, _SINGLE),
-    _plan("Ideogram4Transformer2DModel", Blocks("layers", (attention("attention", heads="num_heads"), _W123[1]))),
+    _plan(
+        "Ideogram4Transformer2DModel", Blocks("layers", (attention("attention", heads="num_heads"), _W123[1]))
+    ),
     _plan("JoyImageEditPlusTransformer3DModel", Blocks("double_blocks", _JOY)),
     _plan("JoyImageEditTransformer3DModel", Blocks("double_blocks", _JOY)),
     _plan(
         "Krea2Transformer2DModel",
-        Blocks("transformer_blocks", (attention("attn", heads="num_heads"), feed_forward("ff", "gate up", "down"))),
+        Blocks(
+            "transformer_blocks",
+            (attention("attn", heads="num_heads"), feed_forward("ff", "gate up", "down")),
+        ),
     ),
     _plan("LongCatImageTransformer2DModel", _DOUBLE, _SINGLE),
     _plan("Lumina2Transformer2DModel", *_same("layers noise_refiner context_refiner", *_LUMINA_2)),
@@ -128,7 +136,10 @@ TENSOR_PLANS: tuple[TensorPlan, ...] = (
     ),
     _plan(
         "OmniGenTransformer2DModel",
-        Blocks("layers", (attention("self_attn"), feed_forward("mlp", "gate_up_proj", "down_proj"))),
+        Blocks(
+            "layers",
+            (attention("self_attn", counts="out_dim"), feed_forward("mlp", "gate_up_proj", "down_proj")),
+        ),
     ),
     _plan("OvisImageTransformer2DModel", _DOUBLE, _SINGLE),
     _plan(
@@ -148,21 +159,41 @@ TENSOR_PLANS: tuple[TensorPlan, ...] = (
     _plan("SD3Transformer2DModel", Blocks("transformer_blocks", (_ATTN, attention("attn2"), *_BOTH_FF))),
     # The MLP of Sana is convolutions, which stay whole.
     _plan("SanaTransformer2DModel", _PLAIN),
+    _plan(
+        "T5FilmDecoder",
+        Blocks(
+            "decoders",
+            (
+                attention("layer.0.attention"),
+                attention("layer.1.attention"),
+                feed_forward("layer.2.DenseReluDense", "wi_0 wi_1", "wo"),
+            ),
+        ),
+    ),
     _plan("Transformer2DModel", _PLAIN),
     _plan("UVit2DModel", Blocks("transformer_layers", _PLAIN.parts)),
     _plan("ZImageTransformer2DModel", *_same("layers noise_refiner context_refiner", *_W123)),
     # --- Video ---
     _plan("AllegroTransformer3DModel", _PLAIN),
-    _plan("AnyFlowFARTransformer3DModel", _WAN),
     _plan("AnyFlowTransformer3DModel", _WAN),
     _plan("ChronoEditTransformer3DModel", _WAN),
     _plan("CogVideoXTransformer3DModel", _PLAIN),
     _plan("ConsisIDTransformer3DModel", _PLAIN),
-    _plan("CosmosTransformer3DModel", _PLAIN),
     _plan(
-        "EasyAnimateTransformer3DModel",
-        Blocks("transformer_blocks", (attention("attn1"), _FF, feed_forward("txt_ff"))),
+        "Cosmos3OmniTransformer",
+        Blocks(
+            "layers",
+            (
+                attention(
+                    "self_attn",
+                    heads="num_attention_heads",
+                    counts="num_key_value_heads",
+                ),
+                *(feed_forward(path, _GATE_UP, "down_proj") for path in ("mlp", "mlp_moe_gen")),
+            ),
+        ),
     ),
+    _plan("CosmosTransformer3DModel", Blocks("transformer_blocks", _COSMOS)),
     _plan("HeliosTransformer3DModel", _WAN),
     _plan("HunyuanVideo15Transformer3DModel", _DOUBLE, _REFINER),
     _plan("HunyuanVideoFramepackTransformer3DModel", _DOUBLE, _SINGLE, _REFINER),
@@ -196,14 +227,18 @@ TENSOR_PLANS: tuple[TensorPlan, ...] = (
         ),
     ),
     _plan("LTX2VideoTransformer3DModel", _LTX_2_BLOCKS),
-    _plan("LTXVideoTransformer3DModel", _PLAIN),
+    _plan("LTXVideoTransformer3DModel", Blocks("transformer_blocks", _LTX)),
     _plan("LatteTransformer3DModel", *_same("transformer_blocks temporal_transformer_blocks", *_PLAIN.parts)),
     _plan("MiniMaxH3Transformer3DModel", Blocks("transformer_blocks", (_ATTN, _FF))),
-    _plan("MochiTransformer3DModel", Blocks("transformer_blocks", (attention("attn1"), *_BOTH_FF))),
+    _plan(
+        "MochiTransformer3DModel",
+        Blocks("transformer_blocks", (attention("attn1", rotary="image_rotary_emb"), *_BOTH_FF)),
+    ),
+    # The cross-attention of its single blocks reads all heads of the self-attention, so that one stays whole.
     _plan(
         "MotifVideoTransformer3DModel",
         Blocks("transformer_blocks", (_ATTN, attention("cross_attn"), *_BOTH_FF)),
-        Blocks("single_transformer_blocks", (_ATTN, attention("cross_attn"), _PROJ_OUT)),
+        Blocks("single_transformer_blocks", (attention("cross_attn"),)),
     ),
     _plan("SanaVideoTransformer3DModel", _PLAIN),
     _plan("SanaWMLTX2RefinerTransformer3DModel", _LTX_2_BLOCKS),
@@ -245,7 +280,7 @@ TENSOR_PLANS: tuple[TensorPlan, ...] = (
     ),
     _plan("StableAudioDiTModel", _PLAIN),
     # --- ControlNets ---
-    _plan("CosmosControlNetModel", Blocks("control_blocks", _PLAIN.parts)),
+    _plan("CosmosControlNetModel", Blocks("control_blocks", _COSMOS)),
     _plan("FluxControlNetModel", _DOUBLE, _SINGLE),
     _plan("HunyuanDiT2DControlNetModel", Blocks("blocks", _PLAIN.parts)),
     _plan("QwenImageControlNetModel", _QWEN),

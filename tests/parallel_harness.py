@@ -1,0 +1,86 @@
+"""Run cases in several processes under gloo: one start of the processes for all cases of a module.
+
+A module of cases has a function `cases(size)` that returns, by name, functions without arguments; every process
+calls all of them in order. What they return, or the error that they raise, comes back for each rank.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+LIMIT = 240
+"""Seconds for all cases together."""
+PATIENCE = 60
+"""Seconds that a collective waits for the other ranks."""
+
+
+def outcomes(module: str, size: int, folder: Path) -> dict[str, list[Any]]:
+    """What every rank returned in each case; computed once, however many test processes ask for it."""
+    results = folder / f"{module}-{size}.json"
+    with open(folder / f"{module}-{size}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not results.exists():
+            results.write_text(json.dumps(_run(module, size)))
+    found: dict[str, list[Any]] = json.loads(results.read_text())
+    return found
+
+
+def _run(module: str, size: int) -> dict[str, list[Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, module, str(size), folder]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        ranks = [
+            subprocess.Popen(
+                [*command, str(rank)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            for rank in range(size)
+        ]
+        try:
+            said = [rank.communicate(timeout=LIMIT)[0].decode(errors="replace") for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        written = [Path(folder, f"{rank}.json") for rank in range(size)]
+        if not all(path.exists() for path in written):
+            raise RuntimeError(
+                f"{module} failed with {size} ranks:\n" + "\n".join(text[-3000:] for text in said)
+            )
+        values = [json.loads(path.read_text()) for path in written]
+    return {name: [value[name] for value in values] for name in values[0]}
+
+
+def main(module: str, size: int, folder: str, rank: int) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=size,
+        timeout=datetime.timedelta(seconds=PATIENCE),
+    )
+    found = {}
+    for name, case in importlib.import_module(module).cases(size).items():
+        try:
+            found[name] = case()
+        except Exception:  # noqa: BLE001  # told to the test that asks for this case
+            found[name] = {"raised": traceback.format_exc()}
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
