@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from cache_dit.caching.config import CacheConfig, CalibratorConfig
@@ -34,4 +34,4 @@ class Preset:
             >>> presets.fora(3).with_options(enable_separate_cfg=True)
         """
         cache = self.cache_config
-        return replace(self, cache_config=cache.updated(cache.reset(**changed)))
+        return Preset(cache.updated(cache.reset(**changed)), self.calibrator_config, self.model)
