@@ -11,6 +11,7 @@ from cache_dit.cli.bench import bench
 from cache_dit.cli.demo import demo
 from cache_dit.cli.doctor import doctor
 from cache_dit.cli.metrics import HELP, metrics
+from cache_dit.cli.models import models
 
 app = typer.Typer(
     name="cache-dit",
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(doctor)
 app.command(no_args_is_help=True)(metrics)
+app.command()(models)
 app.add_typer(bench)
 
 
