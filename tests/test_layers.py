@@ -53,6 +53,12 @@ FACES: dict[str, float] = {"cache_dit.caching": 2.5, "cache_dit": 4.5}
 SIBLINGS_ALLOWED = {
     ("cache_dit.bench", "cache_dit.demo"),
     ("cache_dit.bench", "cache_dit.shorthand"),
+    ("cache_dit.tune", "cache_dit.configs"),
+    *(
+        ("cache_dit.configs", f"cache_dit.{section}")
+        for section in ("attention", "compile", "parallelism", "quantize")
+    ),
+    ("cache_dit.tune", "cache_dit.configs"),
     *((user, "cache_dit.metrics") for user in ("cache_dit.bench", "cache_dit.demo", "cache_dit.tune")),
 }
 
