@@ -1,4 +1,4 @@
-"""`cache-dit bench compare`: every cache over its strengths, on the demo model, with results to commit."""
+"""`cache-dit bench`: its sub-commands, and `compare`: every cache over its strengths, on the demo model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cache_dit.cli.bench_run import run
 from cache_dit.cli.errors import plain_errors
 
 if TYPE_CHECKING:
@@ -17,11 +18,7 @@ if TYPE_CHECKING:
 bench = typer.Typer(
     name="bench", help="Measurements with results that can be committed.", no_args_is_help=True
 )
-
-
-@bench.callback()
-def _bench() -> None:
-    """Keep `compare` a command of its own: typer folds the only command of a group into the group."""
+bench.command()(run)
 
 
 @bench.command()
