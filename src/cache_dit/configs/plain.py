@@ -31,7 +31,7 @@ def plain(value: Any, path: str) -> Any:
         ConfigTypeError: An object that plain data cannot stand for, such as a module or a process group.
     """
     if isinstance(value, Enum):
-        return value.name
+        return value.name.lower()
     if value is None or isinstance(value, (bool, str)):
         return value
     for number in (int, float):

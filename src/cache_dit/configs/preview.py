@@ -57,8 +57,8 @@ class Effect:
         steps: One letter a step, C computed and S skipped; None where that is decided at run time. Several,
             with their number of blocks or modules, where those differ.
         flops: FLOPs of a run as a fraction of the uncached one, where the steps are known in advance.
-        kept: Tensors that forecasts keep, of the size of their streams, in each branch of guidance; None where
-            the run decides that.
+        kept: Tensors that forecasts keep, of the size of their streams, in each branch of guidance; None
+            where the run decides that.
     """
 
     model: str
@@ -118,8 +118,8 @@ def effects_of(attached: Attachment, steps: int, size: Size) -> list[Effect]:
                 forecaster=setting.calibrator.describe(),
                 place=setting.cache.place.name,
                 parts=tuple(_parts(members)),
-                steps=patterns and _counted(members, patterns),
-                flops=patterns and _flops(attached.lists.model, members, patterns, size),
+                steps=None if patterns is None else _counted(members, patterns),
+                flops=None if patterns is None else _flops(attached.lists.model, members, patterns, size),
                 # An estimate keeps every computed output.
                 kept=None if plan.estimates else kept,
             )

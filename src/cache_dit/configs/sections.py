@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from cache_dit.caching.block_adapters import ParamsModifier
 from cache_dit.caching.config import CacheConfig, CalibratorConfig
-from cache_dit.caching.options import Options, Override
+from cache_dit.caching.options import Options, Override, instance_of, one_of
 from cache_dit.configs.classes import CACHES, CALIBRATORS, Choice, names_of, short
 from cache_dit.configs.plain import chosen, plain
 from cache_dit.configs.validation import Mistakes, Place, called, validated
@@ -165,10 +165,57 @@ def _write_modifiers(value: Any, path: str) -> Any:
     }
 
 
+def _class(load: Callable[[], type]) -> Handler:
+    """A section that is the options of one class."""
+
+    def read(given: Any, place: Place, made: Sections) -> None:
+        made[place.path] = called(load(), given, place)
+
+    def written(value: Any, path: str) -> Any:
+        instance_of(load())(path, value)
+        return chosen(value, path)
+
+    return Handler(read, written)
+
+
+def _arguments(load: Callable[[], Callable[..., Any]]) -> Handler:
+    """A section that is the arguments of a function, by their names."""
+
+    def read(given: Any, place: Place, made: Sections) -> None:
+        made[place.path] = validated(load(), given, place)
+
+    return Handler(read, plain)
+
+
+def _parallelism() -> type:
+    from cache_dit.parallelism import ParallelismConfig
+
+    return ParallelismConfig
+
+
+def _quantize() -> Callable[..., Any]:
+    from cache_dit.quantize import quantize
+
+    return quantize
+
+
+def _read_backend(given: Any, place: Place, made: Sections) -> None:
+    from cache_dit.attention import attn_backends
+
+    try:
+        one_of(*attn_backends())(place.path, given)
+    except ConfigError as error:
+        raise Mistakes(*error.args) from error
+    made[place.path] = given
+
+
 HANDLERS: dict[str, Handler] = {
     # Only read: configurations are written out.
     "preset": Handler(_read_preset, plain),
     "cache_config": Handler(_read_choice(CACHES), _write_cache),
     "calibrator_config": Handler(_read_choice(CALIBRATORS), _write_calibrator),
     "params_modifiers": Handler(_read_modifiers, _write_modifiers),
+    "parallelism_config": _class(_parallelism),
+    "quantize_config": _arguments(_quantize),
+    "attention_backend": Handler(_read_backend, plain),
 }

@@ -41,6 +41,8 @@ from cache_dit.errors import CacheDiTError, ConfigError, nearest
 Target = type | Callable[..., Any]
 
 _MASK = "steps_computation_mask"
+_MADE = (torch.dtype, Schedule, Trajectory)
+"""What words and mappings stand for, besides the members of an `Enum`."""
 
 
 class Place(NamedTuple):
@@ -131,7 +133,18 @@ def _options(target: Target) -> dict[str, _Option]:
             if field.init
         }
     parameters = inspect.signature(target).parameters
-    return {name: _Option(hints[name], one.default, None) for name, one in parameters.items()}
+    return {
+        name: _Option(hints[name], one.default, None)
+        for name, one in parameters.items()
+        if _has_form(hints[name])
+    }
+
+
+def _has_form(hint: Any) -> bool:
+    """Whether a file can say such an argument: modules and functions are left to programs."""
+    leaves = [leaf for leaf in _leaves(hint) if leaf is not types.NoneType]
+    made = [leaf for leaf in leaves if isinstance(leaf, type) and issubclass(leaf, (Enum, *_MADE))]
+    return bool(made) or any(map(_is_plain, leaves))
 
 
 def _own_default(field: dataclasses.Field[Any]) -> Any:
@@ -193,7 +206,7 @@ def _replaced(hint: Any, name: str = "") -> Any:
     if _is_union(hint):
         return typing.Union[tuple(map(_replaced, typing.get_args(hint)))]  # noqa: UP007  # of a tuple
     if isinstance(hint, type) and issubclass(hint, Enum):
-        return Literal[tuple(member.name for member in hint)]
+        return Literal[tuple(member.name.lower() for member in hint)]
     if hint is torch.dtype:
         return Literal[tuple(dtype_names())]
     if hint in (Schedule, Trajectory):
@@ -233,11 +246,14 @@ def _mask(path: str, value: Any, folder: Path) -> Any:
 
 
 def _member(kind: type[Enum], path: str, word: str) -> Enum:
+    """By name, in any case, or by value."""
     names = {name.lower(): member for name, member in kind.__members__.items()}
+    if word in [member.value for member in kind]:
+        return kind(word)
     if word.lower() not in names:
         hint = nearest(word.lower(), names)
-        meant = f" Did you mean {names[hint].name!r}?" if hint else ""
-        raise ConfigError(f"{path} is {word!r}; allowed are {', '.join(kind.__members__)}.{meant}")
+        meant = f" Did you mean {hint!r}?" if hint else ""
+        raise ConfigError(f"{path} is {word!r}; allowed are {', '.join(names)}.{meant}")
     return names[word.lower()]
 
 
