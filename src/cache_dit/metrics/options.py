@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +78,8 @@ class Run:
         from rich.console import Console
         from rich.progress import Progress
 
-        console = Console(stderr=True)
-        hidden = not (self.progress and console.is_terminal)
-        with Progress(console=console, transient=True, disable=hidden) as bar:
+        hidden = not (self.progress and sys.stderr.isatty())
+        with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
             task = bar.add_task(title, total=total)
             for batch in batches:
                 yield batch

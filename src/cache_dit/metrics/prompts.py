@@ -129,7 +129,7 @@ def _clip(model: PathLike | None, device: torch.device) -> tuple[Any, Any]:
 
     folder = existing(place)
     try:
-        clip = CLIPModel.from_pretrained(folder, local_files_only=True)
+        clip = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         fact = str(error).splitlines()[0]
