@@ -40,6 +40,7 @@ LAYERS: dict[str, float] = {
     "cache_dit.kernels": 4,
     "cache_dit.metrics": 4,
     "cache_dit.offload": 4,
+    "cache_dit.pages": 4,
     "cache_dit.parallelism": 4,
     "cache_dit.quantize": 4,
     "cache_dit.shorthand": 4,
@@ -59,7 +60,10 @@ SIBLINGS_ALLOWED = {
         for section in ("attention", "compile", "parallelism", "quantize")
     ),
     ("cache_dit.tune", "cache_dit.configs"),
-    *((user, "cache_dit.metrics") for user in ("cache_dit.bench", "cache_dit.demo", "cache_dit.tune")),
+    *(
+        (user, "cache_dit.metrics")
+        for user in ("cache_dit.bench", "cache_dit.demo", "cache_dit.pages", "cache_dit.tune")
+    ),
 }
 
 LINES_PER_FILE = 400

@@ -71,6 +71,7 @@ PUBLIC = {
     "presets",
     "quantize",
     "refresh_context",
+    "report",
     "save_configs",
     "steps_mask",
     "strify",

@@ -54,6 +54,7 @@ from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.caching.patch_functors import PatchFunctor
 from cache_dit.configs import config_schema, load_configs, save_configs
 from cache_dit.errors import CacheDiTError
+from cache_dit.pages import report
 from cache_dit.presets import Preset
 from cache_dit.quantize import quantize
 from cache_dit.shorthand import parse_config
@@ -145,6 +146,7 @@ __all__ = [
     "presets",
     "quantize",
     "refresh_context",
+    "report",
     "save_configs",
     "steps_mask",
     "strify",
