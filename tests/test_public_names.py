@@ -73,6 +73,8 @@ PUBLIC = {
     "refresh_context",
     "report",
     "save_configs",
+    "set_attn_backend",
+    "set_compile_configs",
     "steps_mask",
     "strify",
     "summary",

@@ -9,6 +9,7 @@
 from cache_dit import presets
 from cache_dit._version import __version__
 from cache_dit.api import disable_cache, enable_cache, refresh_context
+from cache_dit.attention import set_attn_backend
 from cache_dit.caching.block_adapters import (
     BlockAdapter,
     BlockAdapterRegister,
@@ -52,6 +53,7 @@ from cache_dit.caching.maths.masks import steps_mask
 from cache_dit.caching.maths.schedule import Schedule
 from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.caching.patch_functors import PatchFunctor
+from cache_dit.compile import set_compile_configs
 from cache_dit.configs import config_schema, load_configs, save_configs
 from cache_dit.errors import CacheDiTError
 from cache_dit.pages import report
@@ -148,6 +150,8 @@ __all__ = [
     "refresh_context",
     "report",
     "save_configs",
+    "set_attn_backend",
+    "set_compile_configs",
     "steps_mask",
     "strify",
     "summary",
