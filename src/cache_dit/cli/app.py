@@ -8,10 +8,13 @@ import typer
 
 from cache_dit._version import __version__
 from cache_dit.cli.bench import bench
+from cache_dit.cli.calibrate import calibrate
 from cache_dit.cli.demo import demo
 from cache_dit.cli.doctor import doctor
 from cache_dit.cli.metrics import HELP, metrics
 from cache_dit.cli.models import models
+from cache_dit.cli.report import report
+from cache_dit.cli.tune import tune
 
 app = typer.Typer(
     name="cache-dit",
@@ -25,6 +28,9 @@ app.command()(demo)
 app.command()(doctor)
 app.command(no_args_is_help=True)(metrics)
 app.command()(models)
+app.command()(report)
+app.command(no_args_is_help=True)(tune)
+app.command(no_args_is_help=True)(calibrate)
 app.add_typer(bench)
 
 

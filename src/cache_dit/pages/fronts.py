@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
 import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cache_dit.errors import ConfigError
 from cache_dit.pages.charts import HEIGHT, Tick, nice_ticks
@@ -94,26 +96,36 @@ class Panel:
 
 
 def read_points(path: str | os.PathLike[str]) -> list[Point]:
-    """Read the points of a comparison, such as `bench/results/compare.csv`.
+    """Read the points of a comparison.
 
     Args:
-        path: CSV file with a head and the columns `system`, `strength`, `flops` (fraction of the uncached
-            run) and `psnr` (dB). `steps` and `cfg` make panels where they are there; `kind` is "control" for
-            what caches are held against; with a column `set`, only lines with "report" count where there are
-            any. Other columns are not read.
+        path: A profile that `cache-dit tune` has written, which tells all that was tried; or a CSV file such
+            as `bench/results/compare.csv`, with a head and the columns `system`, `strength`, `flops`
+            (fraction of the uncached run) and `psnr` (dB). `steps` and `cfg` make panels where they are
+            there; `kind` is "control" for what caches are held against; with a column `set`, only lines with
+            "report" count where there are any. Other columns are not read.
 
     Raises:
-        ConfigError: The file is no such table, or larger than 16 MiB.
+        ConfigError: The file is neither, or larger than 16 MiB.
         OSError: It cannot be read.
     """
     path = Path(path)
     if path.stat().st_size > _MOST_BYTES:
         raise ConfigError(f"{path} is larger than 16 MiB; give a table such as bench/results/compare.csv.")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            lines = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path} is no CSV file: {error}.") from error
+        text = path.read_text(encoding="utf-8")
+        return _tried(json.loads(text)) if text.lstrip().startswith("{") else _lines(path, text)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError, csv.Error) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"{path} is no comparison ({type(error).__name__}: {error}); give a CSV file with the columns "
+            "system, strength, flops and psnr, or a profile of cache-dit tune."
+        ) from error
+
+
+def _lines(path: Path, text: str) -> list[Point]:
+    lines = list(csv.DictReader(io.StringIO(text)))
     missing = [name for name in ("system", "strength", "flops", "psnr") if not lines or name not in lines[0]]
     if missing:
         raise ConfigError(
@@ -121,21 +133,28 @@ def read_points(path: str | os.PathLike[str]) -> list[Point]:
         )
     if any(line.get("set") == "report" for line in lines):
         lines = [line for line in lines if line.get("set") == "report"]
+    return [
+        Point(
+            line["system"],
+            line["strength"],
+            float(line["flops"]),
+            float(line["psnr"]),
+            _panel(line.get("steps"), line.get("cfg")),
+            line.get("kind") == _CONTROL,
+        )
+        for line in lines
+    ]
+
+
+def _tried(profile: Any) -> list[Point]:
+    """All settings that a profile tells of, on the pictures that it was tuned on."""
     points = []
-    for number, line in enumerate(lines, start=2):
-        try:
-            point = Point(
-                line["system"],
-                line["strength"],
-                float(line["flops"]),
-                float(line["psnr"]),
-                _panel(line.get("steps"), line.get("cfg")),
-                line.get("kind") == _CONTROL,
-            )
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{path}, entry {number}: {error}; flops and psnr are numbers.") from error
-        points.append(point)
-    return points
+    for one in profile["tried"]:
+        curve, _, strength = one["method"].rpartition(" ")
+        if "flops" in one and "psnr" in one:
+            points.append(Point(curve, strength, float(one["flops"]), float(one["psnr"])))
+    panel = f"Tuning to {profile['target']}, {profile['steps']} steps"
+    return [point._replace(panel=panel) for point in points]
 
 
 def panels_of(points: Iterable[Point]) -> list[Panel]:
