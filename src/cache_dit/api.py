@@ -9,9 +9,19 @@ from typing import Any, TypeVar
 
 from cache_dit.caching.attach.attachment import Attachment, attachment
 from cache_dit.caching.attach.declared import Lists, Setting
-from cache_dit.caching.attach.override import attachment_of, close_runs, open_runs, put_on, rebind, take_off
+from cache_dit.caching.attach.distribution import Distribution
+from cache_dit.caching.attach.override import (
+    attachment_of,
+    close_runs,
+    gather_in,
+    open_runs,
+    put_on,
+    rebind,
+    spread,
+    take_off,
+)
 from cache_dit.caching.attach.planning import fitting_default
-from cache_dit.caching.attach.targets import cached_models, compiled_of, lists_of, patched
+from cache_dit.caching.attach.targets import cached_models, compiled_of, lists_of, patched, transformers_of
 from cache_dit.caching.attach.timeline import pipeline_request
 from cache_dit.caching.block_adapters.adapter import ParamsModifier
 from cache_dit.caching.block_adapters.register import adapter_of
@@ -23,7 +33,7 @@ from cache_dit.presets import Preset
 
 _Target = TypeVar("_Target")
 _Modifiers = ParamsModifier | Sequence[ParamsModifier | Sequence[ParamsModifier]]
-_OPTIONS = ("cache_config", "calibrator_config", "params_modifiers")
+_OPTIONS = ("cache_config", "calibrator_config", "params_modifiers", "parallelism_config")
 
 
 def enable_cache(
@@ -31,6 +41,7 @@ def enable_cache(
     cache_config: CacheConfig | Override | Preset | None = None,
     calibrator_config: CalibratorConfig | None = None,
     params_modifiers: _Modifiers | None = None,
+    parallelism_config: Distribution | None = None,
     **unknown: Any,
 ) -> _Target:
     """Cache the blocks of a diffusion transformer from the next forward on.
@@ -48,6 +59,8 @@ def enable_cache(
         params_modifiers: Changes for single block lists, one for each: every list then decides for itself,
             where otherwise the first list decides for all. With several transformers, one for each
             transformer or one for each list.
+        parallelism_config: A `ParallelismConfig`, to spread every sample over several processes, which then
+            decide together; given alone, nothing is cached. None: it stays as it is.
 
     Returns:
         The object that was given.
@@ -66,7 +79,19 @@ def enable_cache(
     reject_unknown("enable_cache", unknown, _OPTIONS)
     optional(instance_of(CacheConfig, Override, Preset))("cache_config", cache_config)
     optional(instance_of(CalibratorConfig))("calibrator_config", calibrator_config)
+    optional(instance_of(Distribution))("parallelism_config", parallelism_config)
     adapter, made_for = adapter_of(pipe_or_adapter), ""
+    if parallelism_config is not None:
+        whole_again = spread(parallelism_config, transformers_of(adapter), adapter.pipe)
+        try:
+            if any(given is not None for given in (cache_config, calibrator_config, params_modifiers)):
+                enable_cache(pipe_or_adapter, cache_config, calibrator_config, params_modifiers)
+        except BaseException:
+            whole_again()
+            raise
+        for compiled in compiled_of(adapter):
+            rebind(compiled)
+        return pipe_or_adapter
     if isinstance(cache_config, Preset):
         made_for = cache_config.model
         calibrator_config = calibrator_config or cache_config.calibrator_config
@@ -107,7 +132,9 @@ def enable_cache(
 
 
 def disable_cache(pipe_or_adapter: _Target) -> _Target:
-    """Take caching off; the model is as it was before `enable_cache`. Nothing happens where there is none.
+    """Take caching and parallelism off; the model is as it was before `enable_cache`.
+
+    Nothing happens where there is neither. Of models that are spread over processes all ranks must call it.
 
     Args:
         pipe_or_adapter: What `enable_cache` was given, or the pipeline or transformer itself.
@@ -121,9 +148,10 @@ def disable_cache(pipe_or_adapter: _Target) -> _Target:
     """
     adapter = adapter_of(pipe_or_adapter)
     # Found first: a pipeline's transformer that an adapter declared is known only while it is cached.
-    compiled = compiled_of(adapter)
+    compiled, spread_models = compiled_of(adapter), transformers_of(adapter)
     for model in cached_models(adapter):
         take_off(model)
+    gather_in(spread_models)
     for model in compiled:
         rebind(model)
     if adapter.pipe is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,9 @@ from cache_dit.errors import ConfigError, ConfigTypeError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from cache_dit.parallelism.context.plan import ContextPlan
+    from cache_dit.parallelism.tensor import TensorPlan
 
 Size = int | Literal["auto"] | None
 
@@ -74,10 +77,10 @@ class ParallelismConfig(Options, Distribution):
         ulysses_async: Values and queries travel while the next projection is computed. Default False.
         ring_rotate_method: "allgather" (default): all keys and values are gathered first, then any attention
             backend serves. "p2p": they are handed on while attention is computed, in less memory.
-        cp_plan: Where the transformer is split for `ulysses_size` and `ring_size`: a
-            `cache_dit.parallelism.ContextPlan` or a plan as diffusers' `_cp_plan`. None (default): that of
-            its class.
-        tp_plan: How its layers are shared for `tp_size`. None (default): that of its class.
+        cp_plan: Where the transformer is split for `ulysses_size` and `ring_size`, a
+            `cache_dit.parallelism.ContextPlan`. None (default): that of its class.
+        tp_plan: How its layers are shared for `tp_size`, a `cache_dit.parallelism.TensorPlan`. None
+            (default): that of its class.
         extra_parallel_modules: More modules of the pipeline to spread, or their names: text encoders, the
             VAE, ControlNets. Default: none.
         process_group: The ranks that share a sample. None (default): as many in a row as the sizes need.
@@ -96,8 +99,8 @@ class ParallelismConfig(Options, Distribution):
     ulysses_float8: bool = option(flag, default=False)
     ulysses_async: bool = option(flag, default=False)
     ring_rotate_method: Literal["allgather", "p2p"] = option(one_of("allgather", "p2p"), default="allgather")
-    cp_plan: Any = None
-    tp_plan: Mapping[str, Any] | None = None
+    cp_plan: ContextPlan | None = None
+    tp_plan: TensorPlan | None = None
     extra_parallel_modules: Sequence[Any] = option(_modules, default=())
     process_group: Any = None
     backend: ParallelismBackend = option(instance_of(ParallelismBackend), default=ParallelismBackend.AUTO)
@@ -140,9 +143,8 @@ class ParallelismConfig(Options, Distribution):
                 f"start that many, as with torchrun --nproc_per_node={known}."
             )
         rest = {"auto": processes // known, None: 1}
-        return dataclasses.replace(
-            self, **{n: s if isinstance(s, int) else rest[s] for n, s in given.items()}
-        )
+        fixed: dict[str, Any] = {n: s if isinstance(s, int) else rest[s] for n, s in given.items()}
+        return dataclasses.replace(self, **fixed)
 
     def install(self, models: Sequence[nn.Module], pipe: object) -> Installed:
         """Spread the models; called by `enable_cache`."""

@@ -31,6 +31,14 @@ class Sharing:
     mesh: DeviceMesh | None
     context: dist.ProcessGroup | None
 
+    @property
+    def label(self) -> str:
+        """In short form, such as `Ulysses2_TP2`."""
+        names = {"ring_size": "Ring", "ulysses_size": "Ulysses", "tp_size": "TP"}
+        sizes = {name: getattr(self.config, size) for size, name in names.items()}
+        parts = [f"{name}{size}" for name, size in sizes.items() if size != 1 and self.mesh is not None]
+        return "_".join(parts) or f"Group{dist.get_world_size(self.group)}"
+
     def part(self, dimension: str) -> dist.ProcessGroup:
         """The group of this rank along one dimension of the mesh."""
         assert self.mesh is not None  # the caller has split something

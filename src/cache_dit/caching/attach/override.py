@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,15 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from cache_dit.caching.attach.attachment import Attachment
+from cache_dit.caching.attach.distribution import Distribution, Edge, Installed, check_parts
 from cache_dit.caching.attach.observe import observe
 from cache_dit.caching.config import Place
 from cache_dit.caching.engine.forward import current_frame
 from cache_dit.caching.engine.requests import Request, branch_name, current_request
-from cache_dit.caching.patch_functors import Patch
 from cache_dit.errors import CacheDiTError, ConfigError, PatternError, UnsupportedModelError
 
 _PLAIN = "_cache_dit_plain_class"
 _ATTACHED = "_cache_dit_attachment"
+_INSTALLED = "_cache_dit_distribution"
+_EDGE = "_cache_dit_edge"
+_OURS = (_ATTACHED, _INSTALLED, _EDGE)
 
 
 def plain_class(thing: object) -> type:
@@ -39,15 +42,14 @@ def attachment_of(model: object) -> Attachment | None:
     return vars(model).get(_ATTACHED) if hasattr(model, "__dict__") else None
 
 
+def installed_on(model: object) -> Installed | None:
+    """How a model is spread over processes, or None."""
+    return vars(model).get(_INSTALLED) if hasattr(model, "__dict__") else None
+
+
 def put_on(model: nn.Module, attached: Attachment) -> None:
     """Start caching on a transformer, in place of what was attached before."""
-    _lift(model)
-    vars(model)[_ATTACHED] = attached
-    _swap(model, _transformer_class)
-    for block in attached.blocks:
-        _swap(block, _block_class)
-    for module in attached.session.plan.muted:
-        _swap(module, _muted_class)
+    _dress(model, attached, installed_on(model))
 
 
 def take_off(model: nn.Module) -> None:
@@ -56,26 +58,95 @@ def take_off(model: nn.Module) -> None:
     Raises:
         CacheDiTError: Something else has replaced the class of the model or of a block since then.
     """
-    if (patch := _lift(model)) is not None:
-        patch.undo()
-
-
-def _lift(model: nn.Module) -> Patch | None:
-    """Take everything off but what a patch functor changed, and return that."""
     attached = attachment_of(model)
     if attached is None:
-        return None
-    swapped = (model, *attached.blocks, *attached.session.plan.muted)
-    covered = [thing for thing in swapped if is_covered(thing)]
+        return
+    _dress(model, None, installed_on(model))
+    if attached.patch is not None:
+        attached.patch.undo()
+
+
+def distribute(model: nn.Module, installed: Installed | None) -> None:
+    """Let a model work on its part of the sequence as `installed` says; None: on all of it again."""
+    _dress(model, attachment_of(model), installed)
+
+
+def spread(distribution: Distribution, models: Sequence[nn.Module], pipe: object) -> Callable[[], None]:
+    """Spread models over processes; what is returned takes that back.
+
+    Raises:
+        ConfigError: They are already, or the distribution does not fit them; they are as they were.
+    """
+    for model in models:
+        known = installed_on(model)
+        if known is not None:
+            raise ConfigError(
+                f"parallelism_config is given but {type(model).__name__} is spread over processes already "
+                f"({known.label}); call cache_dit.disable_cache first."
+            )
+    installed = distribution.install(models, pipe)
+    try:
+        for model in models:
+            distribute(model, installed)
+    except BaseException:
+        gather_in(models)
+        raise
+    return lambda: gather_in(models)
+
+
+def gather_in(models: Sequence[nn.Module]) -> None:
+    """Undo `spread`; nothing happens where models are whole."""
+    for installed in {id(one): one for one in map(installed_on, models) if one is not None}.values():
+        for model in models:
+            if installed_on(model) is installed:
+                distribute(model, None)
+        installed.undo()
+
+
+def _dress(model: nn.Module, attached: Attachment | None, installed: Installed | None) -> None:
+    """Give a model, and what is inside of it, the overrides that are wanted in place of those it has.
+
+    The whole model is cached as every process has it, around what splits it; blocks are cached as they are
+    split, inside of that.
+    """
+    edges = _edges(model, installed)
+    if attached is not None and edges:
+        check_parts(attached.session.plan, attached.lists.name)
+    worn = [*_changed(attachment_of(model)), *_edges(model, installed_on(model)), model]
+    covered = [thing for thing in worn if is_covered(thing)]
     if covered:
         raise CacheDiTError(
             f"{type(covered[0]).__name__} was wrapped by something else (such as fully_shard) after "
             "enable_cache, so caching cannot be taken off from under it; undo that first."
         )
-    del vars(model)[_ATTACHED]
-    for thing in swapped:
+    for thing in worn:
         thing.__class__ = plain_class(thing)
-    return attached.patch
+        vars(thing).pop(_EDGE, None)
+    for name, value in ((_ATTACHED, attached), (_INSTALLED, installed)):
+        vars(model).pop(name, None)
+        if value is not None:
+            vars(model)[name] = value
+    for thing, edge in edges.items():
+        vars(thing)[_EDGE] = edge
+    if model in edges:
+        _swap(model, _edge_class)
+    if attached is not None:
+        _swap(model, _transformer_class)
+        for block in attached.blocks:
+            _swap(block, _block_class)
+        for module in attached.session.plan.muted:
+            _swap(module, _muted_class)
+    for thing in edges:
+        if thing is not model:
+            _swap(thing, _edge_class)
+
+
+def _changed(attached: Attachment | None) -> tuple[nn.Module, ...]:
+    return () if attached is None else (*attached.blocks, *attached.session.plan.muted)
+
+
+def _edges(model: nn.Module, installed: Installed | None) -> Mapping[nn.Module, Edge]:
+    return {} if installed is None else installed.edges.get(model, {})
 
 
 def rebind(compiled: Any) -> None:
@@ -114,7 +185,7 @@ def _subclass(plain: Any, **members: Any) -> type:
             # pickle insists that this function gets the class of the object itself.
             make = object.__new__
         if isinstance(state, dict):
-            state = {name: value for name, value in state.items() if name != _ATTACHED}
+            state = {name: value for name, value in state.items() if name not in _OURS}
         return (make, args, state, *rest)
 
     same = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
@@ -160,6 +231,20 @@ def _muted_class(plain: Any) -> type:
 
 
 @functools.cache
+def _edge_class(plain: Any) -> type:
+    call = plain.__call__
+
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        edge: Edge = vars(self)[_EDGE]
+        if edge.enter is not None:
+            args, kwargs = edge.enter(args, kwargs)
+        output = call(self, *args, **kwargs)
+        return output if edge.leave is None else edge.leave(output)
+
+    return _subclass(plain, __call__=__call__)
+
+
+@functools.cache
 def _transformer_class(plain: Any) -> type:
     call = plain.__call__
 
@@ -171,7 +256,9 @@ def _transformer_class(plain: Any) -> type:
             if not attached.lists.flows:
                 attached = _settled(self, attached, call, args, kwargs)
             request = current_request()
-            return attached.of(request).session.forward(request, call, self, args, kwargs)
+            installed = installed_on(self)
+            reduce = None if installed is None else installed.reduce
+            return attached.of(request).session.forward(request, call, self, args, kwargs, reduce)
         except torch._dynamo.exc.Unsupported as error:
             place = attached.settings[0].cache.place
             if place not in (Place.ATTENTION, Place.MLP, Place.SUBMODULES):

@@ -30,6 +30,11 @@ def uncompiled(model: Any) -> Any:
     return getattr(model, "_orig_mod", model)
 
 
+def transformers_of(adapter: BlockAdapter) -> list[nn.Module]:
+    """The transformers that an adapter means."""
+    return list(map(uncompiled, _as_given(adapter)))
+
+
 def compiled_of(target: Any) -> list[nn.Module]:
     """Those of the transformers that were given as what `torch.compile` returned."""
     return [model for model in _meant_or_cached(target) if uncompiled(model) is not model]

@@ -210,7 +210,9 @@ class SegmentRun:
             known = forecaster.init() if state.check is None else state.check
             state.check = forecaster.observe(known, self._at, change)
         elif state.check is not None and policy is not None:
-            error = self.error = relative_l1(forecaster.predict(state.check, self._at), change)
+            error = self.error = relative_l1(
+                forecaster.predict(state.check, self._at), change, reduce=self._at.reduce
+            )
             self._rejected = not policy.gate.accepts(leading._state.gate.gate, self._at, error)
 
     def _learn(self, output: Any) -> None:

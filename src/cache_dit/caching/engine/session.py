@@ -21,8 +21,8 @@ from cache_dit.caching.engine.records import RunRecord, StepRecord
 from cache_dit.caching.engine.requests import LiveRuns, Noise, Request, branch_name
 from cache_dit.caching.engine.samples import batch_of, call_samples, joined, split
 from cache_dit.caching.engine.state import SegmentState
-from cache_dit.caching.maths.gate import Policy, Reason, Signal, Verdict
-from cache_dit.caching.maths.moment import Moment
+from cache_dit.caching.maths.gate import Reason, Signal, Verdict
+from cache_dit.caching.maths.moment import Moment, Reduce
 from cache_dit.errors import ConfigError
 
 
@@ -68,15 +68,25 @@ class Session:
         self._verified = False
 
     def forward(
-        self, request: Request, call: Callable[..., Any], model: nn.Module, args: Arguments, kwargs: Keywords
+        self,
+        request: Request,
+        call: Callable[..., Any],
+        model: nn.Module,
+        args: Arguments,
+        kwargs: Keywords,
+        reduce: Reduce | None = None,
     ) -> Any:
-        """One forward of the transformer for a request; `call` is its own `__call__`."""
+        """One forward of the transformer for a request.
+
+        `call` is its own `__call__`; `reduce` adds up over the ranks that share a sample, where there are
+        several.
+        """
         if self.plan.bypass is not None:
             given = dict(zip(self.plan.parameters, args, strict=False))
             if self.plan.bypass({**given, **kwargs}):
                 return call(model, *args, **kwargs)
         try:
-            return self._forward(request, call, model, args, kwargs)
+            return self._forward(request, call, model, args, kwargs, reduce)
         except BaseException:
             # A run that broke off must leave nothing for the next one.
             self.drop(request)
@@ -89,7 +99,13 @@ class Session:
             self.live.release(state)
 
     def _forward(
-        self, request: Request, call: Callable[..., Any], model: nn.Module, args: Arguments, kwargs: Keywords
+        self,
+        request: Request,
+        call: Callable[..., Any],
+        model: nn.Module,
+        args: Arguments,
+        kwargs: Keywords,
+        reduce: Reduce | None,
     ) -> Any:
         state, tick, resumed = self._tick(request, model, args, kwargs)
         label = self._label(tick.branch)
@@ -101,6 +117,12 @@ class Session:
         if restart or segments is None or len(segments) != count * len(own):
             segments = state.branches[tick.branch] = [SegmentState(one) for _ in range(count) for one in own]
         condition = state.watch.condition(model, self.plan.controls, args, kwargs)
+        if reduce is not None:
+            # A part of a sequence may keep its length while that of another rank changes.
+            condition = (
+                condition,
+                *[leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)],
+            )
         switched = resumed or state.conditions.setdefault(tick.branch, condition) != condition
         if switched:
             state.conditions[tick.branch] = condition
@@ -108,7 +130,7 @@ class Session:
             for segment in segments:
                 segment.forget()
         forced = Reason.SWITCHED if switched else None if state.clock.certain else Reason.UNCERTAIN
-        place = self._moment(state, tick, step)
+        place = self._moment(state, tick, step)._replace(reduce=reduce)
         # Later branches of a step take over what its first branch has measured or, unseen, decided.
         later = self.plan.share_change and tick.branch != next(iter(state.conditions))
         shared = state.verdicts if later else {}
@@ -238,9 +260,9 @@ class Session:
                 known = earlier
             else:
                 known = policy.decide(kept.gate, at)
-            observes = _may_skip(policy, at.step, segment.memory, state.total)
+            observes = policy.may_skip(at.step, segment.memory, state.total)
             watches = segment.signal is not Signal.NONE
-            keeps_signal = watches and _may_skip(policy, at.step, segment.looks_back, state.total)
+            keeps_signal = watches and policy.may_skip(at.step, segment.looks_back, state.total)
             flow = None if self._verified or segment.opaque else FlowCheck(segment)
             latent = first_tensor(args, kwargs) if segment.signal is Signal.LATENT else None
             if self.plan.per_sample:
@@ -378,10 +400,3 @@ def _noise_index(state: RunState, tick: Tick) -> int:
         if state.position is not None and state.total
         else tick.step
     )
-
-
-def _may_skip(policy: Policy, step: int, horizon: int, total: int | None) -> bool:
-    """Whether any of the next `horizon` steps may be skipped, as far as that is known beforehand."""
-    stop = step + 1 + horizon if total is None else min(step + 1 + horizon, total)
-    # The nearest step first: in most runs it is the answer.
-    return any(policy.certain(later) is None for later in range(step + 1, stop))

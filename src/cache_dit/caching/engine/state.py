@@ -126,7 +126,7 @@ class SegmentState:
         value = self.values(output)[slot]
         if not self.ready or self.forecasters[slot] is None or not self._is_stream(value):
             return None
-        return relative_l1(self._forecast(slot, at, entry), value)
+        return relative_l1(self._forecast(slot, at, entry), value, reduce=at.reduce)
 
     def pack(self, index: int, values: tuple[Any, ...]) -> Any:
         """The output of block `index` from one value a slot."""

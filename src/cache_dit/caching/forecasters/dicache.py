@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cache_dit.caching.config import CalibratorConfig
-from cache_dit.caching.maths.change import l1_norm
+from cache_dit.caching.maths.change import l1_ratio
 from cache_dit.caching.maths.forecaster import Forecaster
 from cache_dit.caching.maths.gate import Probe, Signal
 from cache_dit.caching.maths.moment import Moment
@@ -49,7 +49,7 @@ class Aligned(Forecaster):
         if len(state.values) < 2 or any(probe is None for probe in (now, *state.probes)):
             return state.values[0]
         (latest, before), (last, first) = state.values, state.probes
-        gamma = (l1_norm(now - first) / l1_norm(last - first)).nan_to_num(1.0).clamp(1.0, 1.5)
+        gamma = l1_ratio(now - first, last - first, at.reduce).nan_to_num(1.0).clamp(1.0, 1.5)
         return torch.lerp(latest, before, (1 - gamma).type(latest.dtype))
 
     def spare(self, state: Probed) -> Tensor | None:

@@ -38,7 +38,7 @@ class DMD(Forecaster):
 
     def observe(self, state: _Fitted, at: Moment, value: Tensor) -> _Fitted:
         computed = state[0].with_value(at.time, value, self.snapshots)
-        return computed, find_modes(*computed, self.max_growth)
+        return computed, find_modes(*computed, self.max_growth, at.reduce)
 
     def predict(self, state: _Fitted, at: Moment) -> Tensor:
         (times, values), modes = state

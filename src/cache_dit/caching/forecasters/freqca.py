@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class FreqCa(Ordered):
         cutoff: Share of the frequencies that are low, 0 to 1.
     """
 
+    looks_along_tokens: ClassVar[bool] = True
     order: int = 2
     sigma: float = 0.71
     cutoff: float = 0.1

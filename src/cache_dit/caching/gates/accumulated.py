@@ -58,7 +58,7 @@ class AccumulatedGate(Gate):
         current = self.seen(at, signal)
         if current.shape != state.previous.shape:
             return None
-        return relative_l1(current, state.previous, state.norm)
+        return relative_l1(current, state.previous, state.norm, at.reduce)
 
     def decide(self, state: Sum, at: Moment, change: float | None) -> Verdict | None:
         if at.total is not None and at.step >= at.total - 1:

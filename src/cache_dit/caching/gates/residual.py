@@ -39,7 +39,7 @@ class ResidualGate(Gate):
     def measure(self, state: Reference | None, at: Moment, signal: Tensor) -> float | None:
         if state is None or state.signal.shape != signal.shape:
             return None
-        return relative_l1(signal, state.signal, state.norm)
+        return relative_l1(signal, state.signal, state.norm, at.reduce)
 
     def decide(self, state: Reference | None, at: Moment, change: float | None) -> Verdict | None:
         if change is None:

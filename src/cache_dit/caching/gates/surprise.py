@@ -38,7 +38,7 @@ class SurpriseGate(Gate):
     def measure(self, state: Computed, at: Moment, signal: Tensor) -> float | None:
         if not state.values or state.values[0].shape != signal.shape:
             return None
-        return relative_l1(signal, extrapolate(*state, at.time), l1_norm(state.values[0]))
+        return relative_l1(signal, extrapolate(*state, at.time), l1_norm(state.values[0]), at.reduce)
 
     def decide(self, state: Computed, at: Moment, change: float | None) -> Verdict | None:
         return self.rule.decide(None, at, change)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from cache_dit.caching.maths.moment import Reduce
+
 
 def l1_norm(tensor: Tensor) -> Tensor:
     """Sum of magnitudes, as a tensor without dimensions on the same device.
@@ -18,7 +20,16 @@ def l1_norm(tensor: Tensor) -> Tensor:
     return tensor.abs().sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
 
 
-def relative_l1(current: Tensor, reference: Tensor, norm: Tensor | None = None) -> float:
+def l1_ratio(value: Tensor, reference: Tensor, reduce: Reduce | None = None) -> Tensor:
+    """`l1_norm(value) / l1_norm(reference)`, likewise; `reduce` as for `relative_l1`."""
+    norms = torch.stack((l1_norm(value), l1_norm(reference)))
+    norms = norms if reduce is None else reduce(norms)
+    return norms[0] / norms[1]
+
+
+def relative_l1(
+    current: Tensor, reference: Tensor, norm: Tensor | None = None, reduce: Reduce | None = None
+) -> float:
     """Return `mean|current - reference| / mean|reference|` over two tensors of one shape.
 
     Only the quotient travels to the host, so this is the one synchronisation of a dynamic step. A NaN stays
@@ -28,10 +39,14 @@ def relative_l1(current: Tensor, reference: Tensor, norm: Tensor | None = None) 
         current: Any shape.
         reference: The same shape.
         norm: `l1_norm(reference)`, if it is known already.
+        reduce: Adds both sums up over the ranks that have parts of the tensors, in one collective: sums and
+            not means, since parts may differ in size. None: the tensors are whole.
     """
     if norm is None:
         norm = l1_norm(reference)
     difference = (current - reference).abs_().sum(dtype=norm.dtype)
+    if reduce is not None:
+        difference, norm = reduce(torch.stack((difference, norm)))
     ratio: float = (difference / norm).item()
     if math.isnan(ratio) and float(norm) == float(difference) == 0.0:
         return 0.0

@@ -24,6 +24,9 @@ class Forecaster(ABC):
     needs_noise: ClassVar[bool] = False
     """Whether it needs the noise level of a step, `at.sigma`."""
 
+    looks_along_tokens: ClassVar[bool] = False
+    """Whether a part of the tokens is forecast in another way than within the whole."""
+
     @property
     @abstractmethod
     def memory(self) -> int:

@@ -167,6 +167,12 @@ class Policy:
             return Reason.WARMUP
         return self.gate.certain(step)
 
+    def may_skip(self, step: int, horizon: int, total: int | None) -> bool:
+        """Whether any of the next `horizon` steps may be skipped, as far as that is known beforehand."""
+        stop = step + 1 + horizon if total is None else min(step + 1 + horizon, total)
+        # The nearest step first: in most runs it is the answer.
+        return any(self.certain(later) is None for later in range(step + 1, stop))
+
     def decide(self, state: Counters, at: Moment, change: float | None = None) -> Verdict | None:
         """Skip or compute; None where the gate needs a change and none was given."""
         certain = self.certain(at.step)

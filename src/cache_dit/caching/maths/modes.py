@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cache_dit.caching.maths.moment import Reduce
 from cache_dit.caching.maths.weights import weighted_sum
 
 FEWEST_SNAPSHOTS = 4
@@ -50,13 +51,17 @@ def evenly_spaced(times: Sequence[float]) -> int:
     return next(odd, len(gaps)) + 1
 
 
-def find_modes(times: Sequence[float], snapshots: Sequence[Tensor], max_growth: float) -> tuple[Modes, ...]:
+def find_modes(
+    times: Sequence[float], snapshots: Sequence[Tensor], max_growth: float, reduce: Reduce | None = None
+) -> tuple[Modes, ...]:
     """Fit the modes of each item of the batch to the newest snapshots that are evenly spaced.
 
     Args:
         times: Positions of the snapshots, newest first.
         snapshots: `[batch, ...]` each, on a device with float64.
         max_growth: See `fit_modes`.
+        reduce: Adds the inner products up over the ranks that have parts of the snapshots; None: they are
+            whole.
 
     Returns:
         One for each item; empty where less than `FEWEST_SNAPSHOTS` are evenly spaced.
@@ -64,7 +69,9 @@ def find_modes(times: Sequence[float], snapshots: Sequence[Tensor], max_growth: 
     even = evenly_spaced(times)
     if even < FEWEST_SNAPSHOTS:
         return ()
-    return tuple(fit_modes(one, max_growth) for one in inner_products(snapshots[even - 1 :: -1]))
+    products = inner_products(snapshots[even - 1 :: -1])
+    products = products if reduce is None else reduce(products)
+    return tuple(fit_modes(one, max_growth) for one in products.cpu())
 
 
 def forecast(snapshots: Sequence[Tensor], modes: Sequence[Modes], ahead: float) -> Tensor:
@@ -87,7 +94,7 @@ def inner_products(snapshots: Sequence[Tensor]) -> Tensor:
         snapshots: `[batch, ...]` each, on a device with float64.
 
     Returns:
-        `[batch, snapshots, snapshots]`, float64, on the host: waits for the device once.
+        `[batch, snapshots, snapshots]`, float64.
     """
     flat = [snapshot.flatten(1) for snapshot in snapshots]
     batch, length = flat[0].shape
@@ -96,7 +103,7 @@ def inner_products(snapshots: Sequence[Tensor]) -> Tensor:
     for start in range(0, length, size):
         part = torch.stack([row[:, start : start + size] for row in flat], 1).double()
         total.baddbmm_(part, part.mT)
-    return total.cpu()
+    return total
 
 
 def fit_modes(products: Tensor, max_growth: float) -> Modes:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from torch import Tensor
+
+Reduce = Callable[[Tensor], Tensor]
+"""Adds a tensor up over the ranks that share a sample, each of which has a part of it."""
 
 
 class Moment(NamedTuple):
@@ -16,6 +22,8 @@ class Moment(NamedTuple):
         sigma: Noise level of the step, 1 for pure noise and 0 for none; None where nothing tells it.
         signal: What the gate has looked at in this forward, if it did.
         changes: What the gates of this forward have measured so far, in the order of the blocks.
+        reduce: What a gate or a forecaster passes its sums over tokens through, where several ranks share the
+            sample; None: there is one. All ranks call it together, or all hang.
     """
 
     step: int
@@ -25,3 +33,4 @@ class Moment(NamedTuple):
     sigma: float | None = None
     signal: Any = None
     changes: tuple[float, ...] | list[float] = ()
+    reduce: Reduce | None = None

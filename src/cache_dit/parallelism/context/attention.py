@@ -1,0 +1,139 @@
+"""Attention over a sequence that is shared by several ranks: Ulysses, ring, or both.
+
+Shapes: B batch, s tokens of this rank, S of all ranks, H heads, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional
+
+from cache_dit.errors import ConfigError
+from cache_dit.parallelism.config import ParallelismConfig
+from cache_dit.parallelism.context.exchange import Sizes, gather, to_heads, to_heads_float8, to_tokens
+from cache_dit.parallelism.context.ring import ring_attention
+from cache_dit.parallelism.mesh import Sharing
+
+Compute = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Attention on one process, of (B, S, H, D) queries, keys and values and a mask."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedAttention:
+    """The exchange around attention, for the ranks of one mesh.
+
+    Attributes:
+        ulysses: Those that exchange tokens for heads.
+        ring: Those that hand keys and values around; a part of the sequence is that of a whole `ulysses`.
+        config: Of the user.
+    """
+
+    ulysses: dist.ProcessGroup
+    ring: dist.ProcessGroup
+    config: ParallelismConfig
+
+    @classmethod
+    def of(cls, sharing: Sharing) -> SharedAttention:
+        """The groups of a mesh."""
+        return cls(sharing.part("ulysses"), sharing.part("ring"), sharing.config)
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        sizes: Sizes,
+        compute: Compute,
+        scale: float | None = None,
+    ) -> Tensor:
+        """Attention of this rank's queries over all keys.
+
+        Args:
+            query: (B, s, H, D).
+            key: (B, s, H, D), or with fewer heads that queries share in turn.
+            value: As `key`.
+            mask: Over all S keys in the order of the ranks, and over 1 or all S queries; None: all count.
+            sizes: Tokens on each rank, ring by ring.
+            compute: Attention on one process.
+            scale: Of the scores, for `ring_rotate_method="p2p"`, which does not call `compute`.
+
+        Raises:
+            ConfigError: The tensors do not fit the sizes.
+        """
+        across, around = dist.get_world_size(self.ulysses), dist.get_world_size(self.ring)
+        place, turn = dist.get_rank(self.ulysses), dist.get_rank(self.ring)
+        near = sizes[turn * across : (turn + 1) * across]
+        for tensor in (query, key):
+            if tensor.shape[1] != near[place]:
+                raise ConfigError(
+                    f"An attention got {tensor.shape[1]} tokens on this rank where the plan says "
+                    f"{near[place]}; this input is not covered by it. Give another cp_plan."
+                )
+        heads = query.shape[2]
+        if across > 1:
+            query, key, value = self._to_heads(query, key, value, near)
+        if mask is not None:
+            rows = (sum(sizes[: turn * across]), sum(near))
+            mask = _part_of_mask(mask, heads, place, across, rows)
+        if around > 1:
+            far = [sum(sizes[start * across : (start + 1) * across]) for start in range(around)]
+            out = self._around(query, key, value, mask, far, compute, scale)
+        else:
+            out = compute(query, key, value, mask)
+        return to_tokens(out, self.ulysses, near)[:, :, :heads] if across > 1 else out
+
+    def _to_heads(
+        self, query: Tensor, key: Tensor, value: Tensor, near: Sizes
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ranks, heads = len(near), query.shape[2]
+        if key.shape[2] != heads and (heads % ranks or key.shape[2] % ranks):
+            # Shared heads that cannot be shared out are written out.
+            key, value = (one.repeat_interleave(heads // one.shape[2], 2) for one in (key, value))
+        # Heads of zeros make up the number; what comes of them is dropped.
+        query, key, value = (
+            functional.pad(one, (0, 0, 0, -one.shape[2] % ranks)) for one in (query, key, value)
+        )
+        # An error in a key acts through the exponential of every score, so keys stay exact.
+        exchange = to_heads_float8 if self.config.ulysses_float8 else to_heads
+        return (
+            exchange(query, self.ulysses, near),
+            to_heads(key, self.ulysses, near),
+            exchange(value, self.ulysses, near),
+        )
+
+    def _around(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        far: Sizes,
+        compute: Compute,
+        scale: float | None,
+    ) -> Tensor:
+        if key.shape[2] != query.shape[2] and self.config.ring_rotate_method == "p2p":
+            key, value = (one.repeat_interleave(query.shape[2] // one.shape[2], 2) for one in (key, value))
+        if self.config.ring_rotate_method == "p2p":
+            return ring_attention(query, key, value, self.ring, far, mask, scale)
+        return compute(query, gather(key, 1, self.ring, far), gather(value, 1, self.ring, far), mask)
+
+
+def _part_of_mask(mask: Tensor, heads: int, place: int, ranks: int, rows: tuple[int, int]) -> Tensor:
+    """The heads and the queries of a mask (..., [B], [H], queries, keys) that are computed on this rank."""
+    if mask.ndim >= 2 and mask.shape[-2] > 1:
+        mask = mask.narrow(-2, *rows)
+    if mask.ndim == 4 and mask.shape[1] == heads > 1:
+        share = -(-heads // ranks)
+        mask = functional.pad(mask, (0, 0, 0, 0, 0, share * ranks - heads))[:, place * share :][:, :share]
+    return mask
+
+
+def grouped(query: Tensor, key: Tensor) -> dict[str, Any]:
+    """Arguments that tell `scaled_dot_product_attention` of shared heads."""
+    return {"enable_gqa": True} if query.shape[2] != key.shape[2] else {}

@@ -1,0 +1,68 @@
+"""The form of a context plan: which arguments of the blocks of a class go along the sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+HIDDEN, ENCODER = "hidden_states", "encoder_hidden_states"
+
+
+class Along(NamedTuple):
+    """An argument with one entry for each token of some streams, one stream after another.
+
+    Attributes:
+        dim: The dimension of its tensors, which may lie in tuples, lists and dicts; a size of 1 there is
+            broadcast, and left alone.
+        streams: Names of the streams; those that a list of blocks does not have are left out.
+        ndim: Dimensions of those that are meant, where it has two forms; None: all.
+    """
+
+    dim: int
+    streams: tuple[str, ...]
+    ndim: int | None = None
+
+
+class Mask(NamedTuple):
+    """A mask (..., queries, keys), with 1 or all queries, over the tokens of some streams.
+
+    Attributes:
+        streams: Names of the streams, as for `Along`.
+    """
+
+    streams: tuple[str, ...]
+
+
+Cut = Along | Mask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextPlan:
+    """How the blocks of one transformer class work on a part of the sequence.
+
+    Streams are cut where they enter the first block of a list, and gathered where they leave the last one;
+    what is before and behind runs on every rank. Which arguments are streams, the row of the class tells
+    (`caching/models/rows.py`). Attention modules of the blocks look at all streams of their list.
+
+    Attributes:
+        name: Class name in diffusers.
+        cuts: Other arguments of the blocks that have one entry for each token; one tuple for an argument
+            that is a tuple with a cut for each of its entries.
+        local: Names of attention modules that look at something that every rank has whole, as the text.
+        whole: Streams that are not cut, since only such modules look at them.
+        looks_at: Names of attention modules with the streams that they look at, where those are not all.
+        residuals: Arguments of the transformer with tensors (B, tokens, C) that are added to the main stream
+            between the blocks, as of ControlNets.
+        refused: Arguments of the blocks with which tokens do not go side by side, and why.
+        dim: Dimension of the tokens in a stream.
+    """
+
+    name: str
+    cuts: Mapping[str, Cut | tuple[Cut, ...]] = field(default_factory=dict)
+    local: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
+    looks_at: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    residuals: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    dim: int = 1

@@ -1,0 +1,88 @@
+"""All context plans. To add a class that has a row, add its plan; the tests run over the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cache_dit.parallelism.context.plan import ENCODER as E
+from cache_dit.parallelism.context.plan import HIDDEN as H
+from cache_dit.parallelism.context.plan import Along, ContextPlan, Cut, Mask
+
+_ROTARY = "image_rotary_emb"
+_CONTROLS = ("controlnet_block_samples", "controlnet_single_block_samples")
+_FRAMES = "some of its tokens are the first frame's, told by their number"
+
+
+def _plan(
+    name: str, cuts: Mapping[str, Cut | tuple[Cut, ...]] | None = None, local: str = "", **details: object
+) -> ContextPlan:
+    return ContextPlan(name=name, cuts=cuts or {}, local=tuple(local.split()), **details)  # type: ignore[arg-type]
+
+
+_PLANS = (
+    # --- Image ---
+    _plan("BriaTransformer2DModel", {_ROTARY: Along(0, (E, H))}, residuals=_CONTROLS),
+    _plan("ChromaTransformer2DModel", {_ROTARY: Along(0, (E, H))}, residuals=_CONTROLS),
+    _plan("CogView3PlusTransformer2DModel"),
+    _plan("CogView4Transformer2DModel", {_ROTARY: Along(0, (H,))}),
+    _plan("DiTTransformer2DModel"),
+    _plan("Flux2Transformer2DModel", {_ROTARY: Along(0, (E, H))}),
+    _plan("FluxTransformer2DModel", {_ROTARY: Along(0, (E, H))}, residuals=_CONTROLS),
+    _plan("GlmImageTransformer2DModel", {_ROTARY: Along(0, (H,))}),
+    _plan("HunyuanDiT2DModel", {_ROTARY: Along(0, (H,)), "skip": Along(1, (H,))}, "attn2"),
+    _plan("HunyuanImageTransformer2DModel", {_ROTARY: Along(0, (H,)), "attention_mask": Mask((H, E))}),
+    _plan("Krea2Transformer2DModel", {_ROTARY: Along(0, (H,)), "attention_mask": Mask((H,))}),
+    _plan("LongCatImageTransformer2DModel", {_ROTARY: Along(0, (E, H))}),
+    _plan("Lumina2Transformer2DModel", {_ROTARY: Along(1, (H,)), "attention_mask": Mask((H,))}),
+    _plan("OvisImageTransformer2DModel", {_ROTARY: Along(0, (E, H))}),
+    _plan("PixArtTransformer2DModel", {}, "attn2"),
+    _plan("PRXTransformer2DModel", {_ROTARY: Along(2, (H,))}),
+    _plan(
+        "QwenImageTransformer2DModel",
+        {_ROTARY: (Along(0, (H,)), Along(0, (E,))), "modulate_index": Along(1, (H,))},
+        residuals=_CONTROLS,
+    ),
+    _plan("SD3Transformer2DModel", {}, looks_at={"attn2": (H,)}),
+    _plan(
+        "ZImageTransformer2DModel",
+        {"freqs_cis": Along(1, ("x",)), "attn_mask": Mask(("x",)), "noise_mask": Along(1, ("x",))},
+    ),
+    # --- Video ---
+    _plan("AllegroTransformer3DModel", {}, "attn2"),
+    _plan("ChronoEditTransformer3DModel", {"rotary_emb": Along(1, (H,))}, "attn2"),
+    _plan("CogVideoXTransformer3DModel", {_ROTARY: Along(0, (H,))}),
+    _plan("ConsisIDTransformer3DModel", {_ROTARY: Along(0, (H,))}),
+    _plan("CosmosTransformer3DModel", {_ROTARY: Along(0, (H,)), "extra_pos_emb": Along(1, (H,))}, "attn2"),
+    _plan("EasyAnimateTransformer3DModel", {_ROTARY: Along(0, (H,))}),
+    _plan("HunyuanVideo15Transformer3DModel", {"freqs_cis": Along(0, (H,))}),
+    _plan(
+        "HunyuanVideoFramepackTransformer3DModel",
+        {"freqs_cis": Along(0, (H,)), _ROTARY: Along(0, (H,)), "attention_mask": Mask((H, E))},
+    ),
+    _plan(
+        "HunyuanVideoTransformer3DModel",
+        {"freqs_cis": Along(0, (H,)), _ROTARY: Along(0, (H,)), "attention_mask": Mask((H, E))},
+        refused={"token_replace_emb": _FRAMES},
+    ),
+    _plan("Kandinsky5Transformer3DModel", {"rope": Along(1, ("visual_embed",))}, "cross_attention"),
+    _plan("LTXVideoTransformer3DModel", {_ROTARY: Along(1, (H,))}, "attn2"),
+    _plan(
+        "SkyReelsV2Transformer3DModel", {"rotary_emb": Along(1, (H,)), "attention_mask": Mask((H,))}, "attn2"
+    ),
+    _plan("WanAnimateTransformer3DModel", {"rotary_emb": Along(1, (H,))}, "attn2"),
+    _plan("WanTransformer3DModel", {"rotary_emb": Along(1, (H,)), "temb": Along(1, (H,), ndim=4)}, "attn2"),
+    _plan(
+        "WanVACETransformer3DModel",
+        {
+            "rotary_emb": Along(1, ("control_hidden_states",)),
+            "hidden_states": Along(1, ("control_hidden_states",)),
+        },
+        "attn2",
+    ),
+    # --- Audio ---
+    _plan("StableAudioDiTModel", {"rotary_embedding": Along(0, (H,))}, "attn2"),
+    _plan("MiniMaxMusic3Transformer1DModel", {"rotary_emb": Along(0, (H,))}),
+)
+
+CONTEXT_PLANS = {plan.name: plan for plan in _PLANS}
+"""By class name in diffusers."""

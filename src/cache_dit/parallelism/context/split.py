@@ -1,0 +1,228 @@
+"""The interpreter of context plans: from a model and its plan to edges and attention."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from cache_dit.caching.attach.distribution import Edge
+from cache_dit.caching.engine.ports import Arguments, Keywords
+from cache_dit.caching.models.row import BlockList
+from cache_dit.caching.models.rows import row_of
+from cache_dit.errors import ConfigError
+from cache_dit.parallelism.context.attention import SharedAttention
+from cache_dit.parallelism.context.plan import Along, ContextPlan, Cut, Mask
+from cache_dit.parallelism.context.shards import Shards
+from cache_dit.parallelism.context.sites import Attend, attending, attention_modules, caller_of
+from cache_dit.parallelism.mesh import Sharing
+
+Edges = dict[nn.Module, Edge]
+
+
+def split(
+    model: nn.Module, plan: ContextPlan, sharing: Sharing, undo: contextlib.ExitStack
+) -> dict[nn.Module, Edge]:
+    """Let attention in the blocks of a model look over the sequence of all ranks.
+
+    Args:
+        model: The transformer.
+        plan: Of its class.
+        sharing: The ranks.
+        undo: Takes the way back.
+
+    Returns:
+        Where the sequence is to be cut and put together.
+
+    Raises:
+        ConfigError: The model has not the form that the plan is for.
+    """
+    assert sharing.context is not None  # the caller has looked
+    config, shared = sharing.config, SharedAttention.of(sharing)
+    shards = Shards(sharing.context, config.ulysses_anything)
+    attends = _Attending(shards, shared)
+    edges: Edges = {}
+    if plan.residuals:
+        edges[model] = Edge(_Arguments(model, plan, shards).residuals)
+    for lists in _groups(model):
+        first = True
+        for flow, blocks in lists:
+            streams = _streams(flow, plan)
+            arguments = _Arguments(blocks[0], plan, shards)
+            last = (flow, blocks) == lists[-1]
+            for block in blocks:
+                leave = _gathered(flow, streams, plan.dim, shards) if last and block is blocks[-1] else None
+                edges[block] = Edge(arguments.entering(streams) if first else arguments.cut, leave)
+                first = False
+                _share_attention(block, plan, streams, attends, undo)
+    return edges
+
+
+def _groups(model: nn.Module) -> list[list[tuple[BlockList, tuple[nn.Module, ...]]]]:
+    """The block lists, in groups between which the streams are put together."""
+    row = row_of(type(model))
+    assert row is not None  # classes with a plan have one
+    lists = [(flow, members) for flow in row.lists if (members := flow.members(model))]
+    if not lists:
+        raise ConfigError(f"{type(model).__name__} has no blocks, so there is no sequence to share.")
+    return [lists] if row.joined else [[one] for one in lists]
+
+
+def _streams(flow: BlockList, plan: ContextPlan) -> tuple[str, ...]:
+    return tuple(name for name in flow.continues if name is not None and name not in plan.whole)
+
+
+class _Arguments:
+    """Arguments of a module by name, as the plan cuts them.
+
+    Args:
+        module: One of several with the same arguments.
+        plan: Of the model.
+        shards: Of the model.
+    """
+
+    def __init__(self, module: nn.Module, plan: ContextPlan, shards: Shards) -> None:
+        self._places = {
+            name: place for place, name in enumerate(inspect.signature(module.forward).parameters)
+        }
+        self._plan = plan
+        self._shards = shards
+
+    def cut(self, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
+        """What goes along the streams, which are cut already."""
+        for name, reason in self._plan.refused.items():
+            if self._read(name, args, kwargs) is not None:
+                raise ConfigError(f"{name} is given to {self._plan.name}, but {reason}; use tp_size for it.")
+        for name, cut in self._plan.cuts.items():
+            args, kwargs = self._change(name, functools.partial(self._cut, cut), args, kwargs)
+        return args, kwargs
+
+    def entering(self, streams: Sequence[str]) -> Callable[..., tuple[Arguments, Keywords]]:
+        """Cut the streams too."""
+        shards, dim = self._shards, self._plan.dim
+
+        def enter(args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
+            shards.begin()
+            for name in streams:
+                shards.register(name, self._read(name, args, kwargs).shape[dim])
+            for name in streams:
+                take = functools.partial(shards.take, dim, (name,))
+                args, kwargs = self._change(name, take, args, kwargs)
+            return self.cut(args, kwargs)
+
+        return enter
+
+    def residuals(self, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
+        """What the model adds to the main stream between the blocks."""
+
+        def own(tensor: Tensor) -> Tensor:
+            return self._shards.own(tensor, 1) if tensor.ndim == 3 else tensor
+
+        for name in self._plan.residuals:
+            args, kwargs = self._change(name, lambda value: tree_map_only(Tensor, own, value), args, kwargs)
+        return args, kwargs
+
+    def _cut(self, cut: Cut | tuple[Cut, ...], value: Any) -> Any:
+        if isinstance(cut, (Along, Mask)):
+            return self._shards.once(value, lambda whole: tree_map_only(Tensor, self._cutter(cut), whole))
+        return type(value)(self._cut(own, one) for one, own in zip(value, cut, strict=True))
+
+    def _cutter(self, cut: Cut) -> Callable[[Tensor], Tensor]:
+        shards = self._shards
+        if isinstance(cut, Along):
+            along = cut
+
+            def take(tensor: Tensor) -> Tensor:
+                if tensor.shape[along.dim] == 1 or along.ndim not in (None, tensor.ndim):
+                    return tensor
+                return shards.take(along.dim, shards.known(along.streams), tensor)
+
+            return take
+
+        def order(mask: Tensor) -> Tensor:
+            streams = shards.known(cut.streams)
+            mask = shards.ordered(mask, -1, streams)
+            return shards.ordered(mask, -2, streams) if mask.ndim > 2 and mask.shape[-2] > 1 else mask
+
+        return order
+
+    def _read(self, name: str, args: Arguments, kwargs: Keywords) -> Any:
+        place = self._places.get(name, len(args))
+        return args[place] if place < len(args) else kwargs.get(name)
+
+    def _change(
+        self, name: str, change: Callable[[Any], Any], args: Arguments, kwargs: Keywords
+    ) -> tuple[Arguments, Keywords]:
+        value = self._read(name, args, kwargs)
+        if value is None:
+            return args, kwargs
+        place = self._places.get(name, len(args))
+        if place < len(args):
+            return (*args[:place], change(value), *args[place + 1 :]), kwargs
+        return args, {**kwargs, name: change(value)}
+
+
+def _gathered(flow: BlockList, streams: Sequence[str], dim: int, shards: Shards) -> Callable[[Any], Any]:
+    def leave(output: Any) -> Any:
+        if flow.bare:
+            return shards.whole(output, dim, flow.main)
+        pairs = zip(flow.continues, output, strict=True)
+        return tuple(
+            one if name is None or name not in streams else shards.whole(one, dim, name)
+            for name, one in pairs
+        )
+
+    return leave
+
+
+def _share_attention(
+    block: nn.Module,
+    plan: ContextPlan,
+    streams: tuple[str, ...],
+    attends: _Attending,
+    undo: contextlib.ExitStack,
+) -> None:
+    for name, module in attention_modules(block):
+        if name not in plan.local:
+            caller: Any = caller_of(module)
+            kind = type(caller)
+            caller.__class__ = attends.instead_of(kind, plan.looks_at.get(name, streams))
+            undo.callback(setattr, caller, "__class__", kind)
+
+
+class _Attending:
+    """Classes in the place of those that call attention: one for all blocks, which are compiled once then."""
+
+    def __init__(self, shards: Shards, shared: SharedAttention) -> None:
+        self._shards = shards
+        self._shared = shared
+        self._made: dict[tuple[type, tuple[str, ...]], type] = {}
+
+    def instead_of(self, kind: type, streams: tuple[str, ...]) -> type:
+        """That in the place of `kind` where its attention looks at some streams."""
+        if (kind, streams) not in self._made:
+            self._made[kind, streams] = attending(kind, self._attend(streams))
+        return self._made[kind, streams]
+
+    def _attend(self, streams: tuple[str, ...]) -> Attend:
+        shards, shared = self._shards, self._shared
+
+        def attend(
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            mask: Tensor | None,
+            compute: Callable[..., Tensor],
+            scale: float | None,
+        ) -> Tensor:
+            return shared(query, key, value, mask, shards.sizes(shards.known(streams)), compute, scale)
+
+        uneven = shared.config.ulysses_anything or shared.config.ring_rotate_method == "p2p"
+        # Sizes that differ between ranks, and what is handed on, cannot be traced.
+        return torch.compiler.disable(attend) if uneven else attend

@@ -1,0 +1,67 @@
+"""From a configuration to models that work on their part, or an error that leaves them as they are."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from cache_dit.caching.attach.distribution import Edge, Installed
+from cache_dit.errors import ConfigError
+from cache_dit.parallelism.config import ParallelismConfig
+from cache_dit.parallelism.context.plan import ContextPlan
+from cache_dit.parallelism.context.plans import CONTEXT_PLANS
+from cache_dit.parallelism.context.split import split
+from cache_dit.parallelism.decisions import reduce_over
+from cache_dit.parallelism.mesh import Sharing, share
+
+
+def install(config: ParallelismConfig, models: Sequence[nn.Module], pipe: Any) -> Installed:
+    """Spread the models over the processes, see `ParallelismConfig`.
+
+    Raises:
+        ConfigError: The sizes do not fit the processes, or a model has no plan.
+        CacheDiTError: Another option does not fit a model.
+    """
+    edges: dict[nn.Module, Mapping[nn.Module, Edge]] = {}
+    with contextlib.ExitStack() as undo:
+        sharing = share(config)
+        if sharing.mesh is not None:
+            _check_plans(sharing, models)
+            if sharing.config.tp_size != 1:
+                _divide(sharing, models, undo)
+            if sharing.context is not None:
+                for model in models:
+                    edges[model] = split(model, _plan_of(model, config), sharing, undo)
+        ranks = dist.get_world_size(sharing.group)
+        reduce = reduce_over(sharing.group) if ranks > 1 else None
+        return Installed(undo.pop_all().close, reduce, sharing.label, edges)
+
+
+def _plan_of(model: nn.Module, config: ParallelismConfig) -> ContextPlan:
+    if config.cp_plan is not None:
+        return config.cp_plan
+    for base in type(model).__mro__:
+        if base.__name__ in CONTEXT_PLANS:
+            return CONTEXT_PLANS[base.__name__]
+    raise ConfigError(
+        f"{type(model).__name__} has no context plan, so ulysses_size and ring_size are not possible; give "
+        "ParallelismConfig(cp_plan=...), or tp_size. Classes with a plan: "
+        f"{', '.join(sorted(CONTEXT_PLANS))}."
+    )
+
+
+def _check_plans(sharing: Sharing, models: Sequence[nn.Module]) -> None:
+    if sharing.context is not None:
+        for model in models:
+            _plan_of(model, sharing.config)
+
+
+def _divide(sharing: Sharing, models: Sequence[nn.Module], undo: contextlib.ExitStack) -> None:
+    from cache_dit.parallelism.tensor import divide
+
+    for model in models:
+        undo.callback(divide(model, sharing.part("tp"), sharing.config.tp_plan))
