@@ -178,7 +178,7 @@ class Camera:
             prompt=job.prompts[number],
             num_inference_steps=steps,
             generator=generator,
-            **_arguments(self.pipe, job),
+            **arguments_of(self.pipe, job),
         )
         images = getattr(drawn, "images", None)
         if not images or not hasattr(images[0], "save"):
@@ -229,8 +229,12 @@ def cached_account(pipe: Any) -> tuple[float | None, tuple[int, ...], tuple[int,
     return total or None, tuple(steps), tuple(cached)
 
 
-def _arguments(pipe: Any, job: Job) -> Mapping[str, Any]:
-    """What this pipeline's call takes of the job's options."""
+def arguments_of(pipe: Any, job: Job) -> Mapping[str, Any]:
+    """What this pipeline's call takes of the job's options.
+
+    Raises:
+        ConfigError: It does not know one of them.
+    """
     takes = inspect.signature(pipe.__call__).parameters
     demo = {"height": SIZE, "width": SIZE, "max_sequence_length": TOKENS} if job.model == DEMO else {}
     sizes = {"height": job.height, "width": job.width}

@@ -52,14 +52,9 @@ class Profile(Preset):
     tried: tuple[tuple[str, Mapping[Measure, float]], ...]
     versions: Mapping[str, str]
 
-    def save(self, path: str | Path) -> None:
-        """Write a JSON file, whole or not at all.
-
-        Raises:
-            ConfigError: There is a file that is no profile.
-            OSError: The file cannot be written.
-        """
-        content = {
+    def as_data(self) -> dict[str, Any]:
+        """What `save` writes, as words, numbers, lists and mappings."""
+        return {
             "format": _FORMAT,
             "model": self.model,
             "scheduler": self.scheduler,
@@ -77,7 +72,15 @@ class Profile(Preset):
             ],
             "versions": dict(self.versions),
         }
-        text = json.dumps(content, indent=2, allow_nan=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file, whole or not at all.
+
+        Raises:
+            ConfigError: There is a file that is no profile.
+            OSError: The file cannot be written.
+        """
+        text = json.dumps(self.as_data(), indent=2, allow_nan=False)
         # What holds no list or mapping of its own goes on one line.
         text = re.sub(r"[\[{][^][{}]*[\]}]", lambda found: re.sub(r"\s+", " ", found[0]), text)
         write_whole(Path(path), f"{text}\n", mark=_FORMAT)

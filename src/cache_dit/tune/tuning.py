@@ -65,8 +65,8 @@ def tune(
     One half of the prompts, drawn by the seed, is for tuning. Settings are tried on it, and of those whose
     mean keeps the target by its standard error, or else by nothing, the best one is taken: the cheapest for a
     target of quality, the nearest for one of cost. The other half is for validation: the figures to trust are
-    those. It costs an uncached run for each prompt, and as many cached ones for each tuning prompt as there
-    are trials. The pipeline is left as it was.
+    those. It costs an uncached run for each prompt, as many cached ones for each tuning prompt as there are
+    trials, and two runs for each validation prompt. The pipeline is left as it was.
 
     Args:
         pipe: A diffusers pipeline, not cached, that knows `output_type="pt"`.
@@ -118,7 +118,7 @@ def tune(
     best = goal.ranked(trials)[0]
     preset = {family.name: family for family in families}[best.family].preset(best.strength)
     tell(f"validating {best.name} on {len(validation)} other prompts")
-    scores = gallery.scores(preset, validation, paired=goal.cost is Measure.TIME)
+    scores = gallery.scores(preset, validation, paired=True)
     profile = _profile(preset, best, figures_of(scores), trials, goal, about)
     return Tuned(profile=profile, goal=goal, trials=tuple(trials))
 

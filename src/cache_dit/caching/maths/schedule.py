@@ -14,6 +14,7 @@ from typing import Any
 
 from cache_dit.caching.maths.masks import stretch
 from cache_dit.errors import ConfigError, ConfigTypeError
+from cache_dit.files import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +63,16 @@ class Schedule:
         return _mask(self.computed, self.total, self.total if total is None else total)
 
     def save(self, path: str | Path) -> None:
-        """Write it to a JSON file."""
+        """Write it to a JSON file, whole or not at all.
+
+        Raises:
+            ConfigError: There is a file that is no schedule.
+            OSError: The file cannot be written.
+        """
         text = json.dumps(dataclasses.asdict(self), indent=2)
         # One line for the steps.
         text = re.sub(r"\[[^][]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text)
-        Path(path).write_text(f"{text}\n", encoding="utf-8")
+        write_whole(Path(path), f"{text}\n", mark='"computed"')
 
     @classmethod
     def load(cls, path: str | Path) -> Schedule:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from cache_dit.caching.maths.placement import Model, best_steps
 from cache_dit.errors import ConfigError
+from cache_dit.files import write_whole
 
 # The kernel for models of which nothing is known; length and margin were chosen on the demo model, on other
 # prompts than the benchmarks report.
@@ -92,7 +93,12 @@ class Trajectory:
         return len(self.sigmas) - 1
 
     def save(self, path: str | Path) -> None:
-        """Write a JSON file."""
+        """Write a JSON file, whole or not at all.
+
+        Raises:
+            ConfigError: There is a file that is no trajectory.
+            OSError: The file cannot be written.
+        """
         content = {
             "format": _FORMAT,
             "model": self.model,
@@ -100,7 +106,7 @@ class Trajectory:
             "sigmas": self.sigmas,
             "gram": self.gram.tolist(),
         }
-        Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+        write_whole(Path(path), json.dumps(content) + "\n", mark=_FORMAT)
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:

@@ -1,0 +1,124 @@
+"""`cache-dit calibrate`: what some methods need to know of a model, measured once and kept in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cache_dit.cli.bench_run import Cfg, Device, Dtype, Model, Prompts, Seed, Side
+from cache_dit.cli.errors import plain_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cache_dit.bench.drawing import Job
+
+# Every method, and the prompts that it needs.
+_METHODS = {"trajectory": 8, "dpcache": 4, "lemica": 1, "magcache": 1}
+
+
+def calibrate(
+    method: Annotated[
+        str,
+        typer.Option(
+            help="trajectory (for presets.trajectory), dpcache or lemica (schedules), or magcache (ratios)."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    model: Model = "demo",
+    prompts: Prompts = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Only so many of the first prompts.",
+            show_default="8; dpcache 4; lemica, magcache 1",
+            rich_help_panel="What is drawn",
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.", rich_help_panel="What is drawn")] = 28,
+    cfg: Cfg = None,
+    height: Side = None,
+    width: Side = None,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    compute: Annotated[
+        float, typer.Option(help="Of dpcache and lemica: share of the steps that the schedule computes.")
+    ] = 0.5,
+    longest_gap: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of dpcache and lemica: most steps from a computed step to the next; lemica draws about "
+            "steps x (longest gap - 1) pictures for each prompt.",
+            show_default="12; lemica 8",
+        ),
+    ] = None,
+) -> None:
+    """Run a model on a few prompts and keep what a method needs to know of it.
+
+    trajectory costs an uncached run for each prompt, dpcache and magcache too; lemica costs very many.
+    """
+    with plain_errors():
+        from cache_dit.bench.drawing import arguments_of, load
+        from cache_dit.caching.options import one_of
+        from cache_dit.cli.bench_run import job_of
+
+        one_of(*_METHODS)("--method", method)
+        few = _METHODS[method] if limit is None else limit
+        job = job_of(model, prompts, few, steps, cfg, height, width, seed, dtype, device)
+        pipe = load(job).pipe
+        typer.echo(f"{method}: {len(job.prompts)} prompts, {steps} steps", err=True)
+        arguments = arguments_of(pipe, job)
+        if method == "trajectory":
+            _trajectory(pipe, job, out, arguments)
+        elif method == "magcache":
+            _magcache(pipe, job, out, arguments)
+        else:
+            _schedule(method, pipe, job, out, arguments, compute, longest_gap)
+
+
+def _trajectory(pipe: Any, job: Job, out: Path, arguments: Mapping[str, Any]) -> None:
+    from cache_dit.tune import calibrate as measure
+
+    measure(pipe, job.prompts, num_inference_steps=job.steps, seed=job.seed, **arguments).save(out)
+    _tell(out, f"presets.trajectory(0.5, Trajectory.load({str(out)!r}))")
+
+
+def _magcache(pipe: Any, job: Job, out: Path, arguments: Mapping[str, Any]) -> None:
+    from cache_dit import presets, save_configs
+    from cache_dit.tune import magcache_ratios
+
+    ratios = magcache_ratios(pipe, job.prompts, num_inference_steps=job.steps, seed=job.seed, **arguments)
+    preset = presets.magcache([float(f"{ratio:.6g}") for ratio in ratios])
+    save_configs(out, cache_config=preset.cache_config, calibrator_config=preset.calibrator_config)
+    _tell(out, f"**load_configs({str(out)!r})")
+
+
+def _schedule(
+    method: str,
+    pipe: Any,
+    job: Job,
+    out: Path,
+    arguments: Mapping[str, Any],
+    compute: float,
+    longest_gap: int | None,
+) -> None:
+    from cache_dit.caching.options import real
+    from cache_dit.tune import DPCache, LeMiCa, observe
+
+    real(0.0, 1.0)("--compute", compute)
+    kind = DPCache if method == "dpcache" else LeMiCa
+    search = kind() if longest_gap is None else kind(longest_gap=longest_gap)
+    seen = observe(
+        pipe, job.prompts, num_inference_steps=job.steps, search=search, seed=job.seed, **arguments
+    )
+    seen.schedule(max(2, round(compute * job.steps))).save(out)
+    _tell(out, f"presets.{method}(Schedule.load({str(out)!r}))")
+
+
+def _tell(out: Path, use: str) -> None:
+    typer.echo(f"{out}: cache_dit.enable_cache(pipe, {use})")
