@@ -193,8 +193,8 @@ def _table(profile: Profile, target: Measure) -> Table:
 
     table = Table(
         title=f"{profile.method}, {profile.steps} steps",
-        caption="Mean, its 95 % interval by bootstrap over pictures, and the worst picture. Predicted: on the "
-        "tuning half, on which it was chosen; measured: on the validation half.",
+        caption="Mean, its 95 % interval by bootstrap over pictures, and the worst picture. Predicted: on "
+        "the tuning half, on which it was chosen; measured: on the validation half.",
         caption_justify="left",
     )
     for name in ("", "predicted", "95 %", "worst", "measured", "95 %", "worst"):
