@@ -221,7 +221,7 @@ def _effect(effect: Effect) -> list[str]:
     shown = [f"{pattern} (for {count} of them)" for pattern, count in effect.steps.items()]
     shown = list(effect.steps) if len(shown) == 1 else shown
     lines += [f"  steps: {pattern}" for pattern in shown]
-    return [*lines, f"  FLOPs: {effect.flops:.0%} of uncached, estimated from the number of parameters"]
+    return [*lines, f"  FLOPs: {effect.flops:.0%} of uncached, estimated from the weights"]
 
 
 def _measured_line(one: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from cache_dit.errors import ConfigError, UnsupportedModelError, nearest
 
 _KNOWN = {row.name: row for row in ROWS}
 Size = Callable[[nn.Module], int]
+# Modulation and embeddings of time and text, by the names that diffusers has for them: once for a sample.
+_ONCE = re.compile(r"norm|modulation|adaln|embed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +87,7 @@ def preview(models: Sequence[nn.Module], configs: Mapping[str, Any], steps: int)
 
     Returns:
         One entry for each transformer and, where block lists decide for themselves, for each list. FLOPs are
-        estimated from the number of parameters.
+        estimated from the weights that act on every token.
 
     Raises:
         ConfigError: An option does not fit the model.
@@ -95,8 +98,7 @@ def preview(models: Sequence[nn.Module], configs: Mapping[str, Any], steps: int)
     found = []
     for attached in attachments_of(given):
         # Counted once: blocks and modules in them are asked for many times.
-        sizes = {module: _parameters(module) for module in attached.blocks}
-        sizes[attached.lists.model] = _parameters(attached.lists.model)
+        sizes = {module: _weights(module) for module in (attached.lists.model, *attached.blocks)}
         found += effects_of(attached, steps, sizes.__getitem__)
     return found
 
@@ -215,8 +217,13 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _weights(module: nn.Module) -> int:
+    """The numbers in matrices that act on every token, which FLOPs are about in proportion to."""
+    return sum(
+        parameter.numel()
+        for path, parameter in module.named_parameters()
+        if parameter.ndim > 1 and not _ONCE.search(path)
+    )
 
 
 def _counts(attached: Attachment, members: Sequence[Segment]) -> dict[str, int]:
