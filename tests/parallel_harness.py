@@ -1,7 +1,7 @@
 """Run cases in several processes under gloo: one start of the processes for all cases of a module.
 
-A module of cases has a function `cases(size)` that returns, by name, functions without arguments; every process
-calls all of them in order. What they return, or the error that they raise, comes back for each rank.
+A module of cases has a function `cases(size)` that returns, by name, functions without arguments; every
+process calls all of them in order. What they return, or the error that they raise, comes back for each rank.
 """
 
 from __future__ import annotations

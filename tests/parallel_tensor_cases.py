@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from tiny.models import TINY_MODELS, TinyModel, output_of, tiny_model
+from tiny.models import TINY_MODELS, TinyModel, output_of
 from tiny.runs import decisions
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -18,11 +17,7 @@ import cache_dit
 from cache_dit import DBCacheConfig
 from cache_dit.parallelism.tensor import (
     TENSOR_PLANS,
-    Blocks,
-    TensorPlan,
-    attention,
     divide,
-    feed_forward,
 )
 
 Case = Callable[[], Any]
@@ -32,7 +27,7 @@ GATED = DBCacheConfig(
     Fn_compute_blocks=1,
     num_inference_steps=STEPS,
     max_warmup_steps=1,
-    residual_diff_threshold=0.3,
+    residual_diff_threshold=0.6,
     max_accumulated_residual_diff_threshold=None,
     max_continuous_cached_steps=3,
 )

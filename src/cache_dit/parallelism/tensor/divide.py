@@ -214,8 +214,9 @@ class _PartOf:
                 place = changes.own(Piece(value, units if name in part.counts else value))
                 changes.counts[self.module, name] = place.stop - place.start
         if part.rotary:
-            own = [changes.own(Piece(count, units)) for count in (width, self._count("heads"))]
-            changes.hooks[self.module] = functools.partial(_own_rotary, part.rotary, width, *own)
+            channels = changes.own(Piece(width, units))
+            heads = changes.own(Piece(self._count("heads"), units))
+            changes.hooks[self.module] = functools.partial(_own_rotary, part.rotary, width, channels, heads)
 
     def _linears(self, names: tuple[str | Joined, ...]) -> _Linears:
         """The Linears that the module has, by path, each checked."""
@@ -264,7 +265,7 @@ class _PartOf:
         if rest <= 0 or left:
             raise ConfigError(
                 f"{self.name}.{spec.name} has {total} channels on its divided side, which are not "
-                f"{spec.times} pieces of {inner} and {spec.rest} equal ones; correct times and rest of its Joined."
+                f"{spec.times} pieces of {inner} and {spec.rest} equal ones; correct its Joined."
             )
         heads = self._count("heads", spec.attention)
         return (Piece(inner, heads),) * spec.times + (Piece(rest, rest),) * spec.rest
@@ -355,16 +356,16 @@ def _across_heads(name: str, norm: Any) -> nn.Module:
 def _own_rotary(
     names: tuple[str, ...],
     width: int,
-    wide: slice,
-    many: slice,
+    channels: slice,
+    heads: slice,
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A forward pre-hook: embeddings for the channels of all heads, or with a side of heads, become local."""
+    """A forward pre-hook: embeddings over all heads' channels, or with a side of heads, become local."""
 
     def own(value: Tensor) -> Tensor:
-        return value[..., wide] if value.shape[-1] == width else value[:, many]
+        return value[..., channels] if value.shape[-1] == width else value[:, heads]
 
     given = {name: tuple(map(own, kwargs[name])) for name in names if kwargs.get(name) is not None}
     return args, kwargs | given
