@@ -58,7 +58,7 @@ def tune(
         str | None,
         typer.Option(
             help="What 2x is measured by: flops or time.",
-            show_default="time, if runs take the same but for a tenth",
+            show_default="time, if uncached runs take the same but for a tenth",
             rich_help_panel=_SEARCH,
         ),
     ] = None,

@@ -79,8 +79,8 @@ def tune(
         space: The methods to try. None: `default_space()`.
         search: How trials are spent. None: `OptunaSearch()` where Optuna is installed, else `Bisection()`.
         by: `Measure.FLOPS` or `Measure.TIME`: what "2x" is measured by, and what is made small within a
-            target of quality. None: for "2x" the time, if three uncached runs take the same but for a tenth,
-            else the FLOPs; for a target of quality the FLOPs.
+            target of quality. None: for "2x" the time, if all uncached runs take the same but for a tenth, else
+            the FLOPs; for a target of quality the FLOPs.
         quality: `Measure.PSNR`, `SSIM` or `TOLERANCE`: what is made best within a target of cost.
         told: Called with a line of text whenever something is done. None: nothing is told.
         arguments: Other arguments of the pipeline, such as `height` or `guidance_scale`.
@@ -107,7 +107,7 @@ def tune(
     for number, picture in enumerate((*tuning, *validation)):
         gallery.uncached(picture)
         tell(f"uncached picture {number + 1} of {len(prompts)}")
-    goal = _goal(target, by, quality, gallery, tuning[0])
+    goal = _goal(target, by, quality, gallery.steady)
     tell(f"target {goal.target}, with the best {goal.other.value}")
     explorer = search or (OptunaSearch() if importlib.util.find_spec("optuna") else Bisection())
     about = _about(pipe, num_inference_steps, arguments, tuning, goal)
@@ -160,9 +160,9 @@ def _fitting(pipe: Any, space: Sequence[Family], tell: Told) -> list[Family]:
     return fitting
 
 
-def _goal(text: str, by: Measure | None, quality: Measure, gallery: Gallery, picture: Picture) -> Goal:
+def _goal(text: str, by: Measure | None, quality: Measure, steady: bool) -> Goal:
     if by is None and is_speed(text):
-        by = Measure.TIME if gallery.steady(picture) else Measure.FLOPS
+        by = Measure.TIME if steady else Measure.FLOPS
     target = Target.parse(text, by)
     if target.measure.is_cost:
         return Goal(target=target, quality=quality, cost=target.measure)
