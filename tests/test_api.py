@@ -87,6 +87,17 @@ def test_cached_runs_repeat_and_disabling_gives_the_pipeline_back(tiny: TinyPipe
     assert torch.equal(tiny.call(pipe, 0, STEPS), uncached(tiny))
 
 
+def test_without_options_branches_decide_together_and_the_estimate_fills() -> None:
+    (attached,) = attachments_of(enable_cache(FLUX.build()))
+    plan = attached.session.plan
+    assert plan.share_change
+    assert plan.estimates
+    (attached,) = attachments_of(enable_cache(FLUX.build(), DBCacheConfig()))
+    plan = attached.session.plan
+    assert not plan.share_change
+    assert not plan.estimates
+
+
 def test_defaults_fit_short_lists() -> None:
     pipe = enable_cache(QWEN_IMAGE_PIPELINE.build())
     assert strify(pipe) == "DBCache_F3B0_W8I1M0MC0_R0.08_E0"

@@ -25,7 +25,7 @@ from cache_dit.caching.attach.targets import cached_models, compiled_of, lists_o
 from cache_dit.caching.attach.timeline import pipeline_request
 from cache_dit.caching.block_adapters.adapter import ParamsModifier
 from cache_dit.caching.block_adapters.register import adapter_of
-from cache_dit.caching.config import CacheConfig, CalibratorConfig
+from cache_dit.caching.config import CacheConfig, CalibratorConfig, DBCacheConfig
 from cache_dit.caching.forecasters.trajectory import TrajectoryCalibratorConfig
 from cache_dit.caching.options import Override, instance_of, optional, reject_unknown
 from cache_dit.errors import ConfigError
@@ -54,8 +54,8 @@ def enable_cache(
             skipped segment is filled with. None: `DBCacheConfig()`, with fewer first blocks where the
             first list has less than 16.
         calibrator_config: What a skipped segment is filled with. None: the last computed value again; where
-            `cache_config` is None too, `TrajectoryCalibratorConfig()`, which was nearest to the uncached
-            pictures at the same computed steps (bench/results/compare.md).
+            `cache_config` is None too, `TrajectoryCalibratorConfig()`, with one decision for both branches of
+            guidance, which was nearest to the uncached pictures at the same FLOPs (docs/research.md).
         params_modifiers: Changes for single block lists, one for each: every list then decides for itself,
             where otherwise the first list decides for all. With several transformers, one for each
             transformer or one for each list.
@@ -96,8 +96,10 @@ def enable_cache(
         made_for = cache_config.model
         calibrator_config = calibrator_config or cache_config.calibrator_config
         cache_config = cache_config.cache_config
-    plain = cache_config is None and calibrator_config is None
-    calibrator = calibrator_config or (TrajectoryCalibratorConfig() if plain else CalibratorConfig())
+    if cache_config is None and calibrator_config is None:
+        cache_config = DBCacheConfig().reset(cfg_diff_compute_separate=False)
+        calibrator_config = TrajectoryCalibratorConfig()
+    calibrator = calibrator_config or CalibratorConfig()
     if params_modifiers is None:
         params_modifiers = adapter.params_modifiers
 

@@ -62,8 +62,16 @@ def _residual(filled: str, warmup: int, threshold: float) -> Preset:
 
 
 def _plain(filled: str, threshold: float) -> Preset:
-    """What `enable_cache(pipe)` decides on this model, whose first list has four blocks, at any threshold."""
-    return Preset(DBCacheConfig(Fn_compute_blocks=2, residual_diff_threshold=threshold), _FILLED[filled])
+    """What `enable_cache(pipe)` decides on this model, whose first list has four blocks, at any threshold.
+
+    With the estimate as it does it; else as `DBCacheConfig()` does, where branches of guidance decide apart.
+    """
+    config = DBCacheConfig(
+        Fn_compute_blocks=2,
+        residual_diff_threshold=threshold,
+        cfg_diff_compute_separate=filled != "estimate",
+    )
+    return Preset(config, _FILLED[filled])
 
 
 def _mask(order: int, cell: Cell, policy: str) -> Preset:
