@@ -36,6 +36,8 @@ def install(config: ParallelismConfig, models: Sequence[nn.Module], pipe: Any) -
             if sharing.context is not None:
                 for model in models:
                     edges[model] = split(model, _plan_of(model, config), sharing, undo)
+        if config.extra_parallel_modules:
+            _spread(sharing, pipe, undo)
         ranks = dist.get_world_size(sharing.group)
         reduce = reduce_over(sharing.group) if ranks > 1 else None
         return Installed(undo.pop_all().close, reduce, sharing.label, edges)
@@ -58,6 +60,12 @@ def _check_plans(sharing: Sharing, models: Sequence[nn.Module]) -> None:
     if sharing.context is not None:
         for model in models:
             _plan_of(model, sharing.config)
+
+
+def _spread(sharing: Sharing, pipe: Any, undo: contextlib.ExitStack) -> None:
+    from cache_dit.parallelism.modules import spread
+
+    spread(sharing.config.extra_parallel_modules, pipe, sharing, undo)
 
 
 def _divide(sharing: Sharing, models: Sequence[nn.Module], undo: contextlib.ExitStack) -> None:

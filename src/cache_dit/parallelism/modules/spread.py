@@ -42,7 +42,7 @@ def _spread(name: str, module: Any, sharing: Sharing) -> Callable[[], None]:
         if sharing.mesh is None or sharing.config.tp_size == 1:
             raise ConfigError(
                 f"extra_parallel_modules names {name}, a {type(module).__name__}, which is divided by "
-                "tp_size, but that is 1; give tp_size, or call enable_cache on it by itself with ulysses_size."
+                "tp_size, but that is 1; give tp_size, or call enable_cache on it, with ulysses_size."
             )
         return divide(module, sharing.part("tp"))
     if hasattr(module, "decoder") and hasattr(module, "decode"):
