@@ -88,11 +88,11 @@ def test_cached_runs_repeat_and_disabling_gives_the_pipeline_back(tiny: TinyPipe
 
 
 def test_without_options_branches_decide_together_and_the_estimate_fills() -> None:
-    (attached,) = attachments_of(enable_cache(FLUX.build()))
+    (attached,) = attachments_of(enable_cache(FLUX_PIPELINE.build()))
     plan = attached.session.plan
     assert plan.share_change
     assert plan.estimates
-    (attached,) = attachments_of(enable_cache(FLUX.build(), DBCacheConfig()))
+    (attached,) = attachments_of(enable_cache(FLUX_PIPELINE.build(), DBCacheConfig(Fn_compute_blocks=1)))
     plan = attached.session.plan
     assert not plan.share_change
     assert not plan.estimates
