@@ -57,7 +57,7 @@ class Gallery:
 
     @property
     def steady(self) -> bool:
-        """Whether the uncached runs so far took the same time but for a tenth, so that times can be compared."""
+        """Whether the uncached runs took the same time but for a tenth, so that times can be compared."""
         seconds = [drawn.seconds for drawn in self._uncached.values()]
         return max(seconds) <= _STEADY * min(seconds)
 

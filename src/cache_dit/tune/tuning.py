@@ -79,8 +79,8 @@ def tune(
         space: The methods to try. None: `default_space()`.
         search: How trials are spent. None: `OptunaSearch()` where Optuna is installed, else `Bisection()`.
         by: `Measure.FLOPS` or `Measure.TIME`: what "2x" is measured by, and what is made small within a
-            target of quality. None: for "2x" the time, if all uncached runs take the same but for a tenth, else
-            the FLOPs; for a target of quality the FLOPs.
+            target of quality. None: for "2x" the time, if all uncached runs take the same but for a tenth,
+            else the FLOPs; for a target of quality the FLOPs.
         quality: `Measure.PSNR`, `SSIM` or `TOLERANCE`: what is made best within a target of cost.
         told: Called with a line of text whenever something is done. None: nothing is told.
         arguments: Other arguments of the pipeline, such as `height` or `guidance_scale`.
