@@ -131,9 +131,11 @@ def step_ticks(count: int) -> tuple[Tick, ...]:
 
 
 def nice_ticks(highest: float, lowest: float = 0.0, most: int = 5) -> list[float]:
-    """Round numbers from `lowest` or below to `highest` or above, at most `most` and one."""
+    """Round numbers from `lowest` or below to `highest` or above: two at least, about `most` in all."""
+    if highest <= lowest:
+        highest = lowest + (0.1 * abs(lowest) or 1.0)
     rough = (highest - lowest) / most
-    unit = 10.0 ** math.floor(math.log10(rough)) if rough > 0.0 else 1.0
+    unit = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * unit for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if factor * unit >= rough * 0.999)
     first, last = math.floor(lowest / step + 1e-9), math.ceil(highest / step - 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]

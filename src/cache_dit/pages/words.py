@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from cache_dit.pages.pictures import Pair
@@ -87,20 +88,27 @@ def measured(track: Track) -> str:
 
 
 def changes(track: Track) -> str:
-    """How the measured changes stand to what they are held against."""
+    """How the measured changes stand to what they are held against, and why steps were computed."""
     known = [step for step in track.steps if step.change is not None]
-    if track.limit is None:
-        return f"Measured in {len(known)} of {len(track.steps)} steps."
-    name, value, summed = track.limit
-    if summed:
-        return (
+    seen = ""
+    if known and track.limit is None:
+        seen = f"Measured in {len(known)} of {len(track.steps)} steps."
+    elif track.limit is not None and track.limit.summed:
+        seen = (
             f"Measured in {len(known)} of {len(track.steps)} steps. Changes are added up, and a step is "
-            f"computed before the sum reaches {name} = {value:g}."
+            f"computed before the sum reaches {track.limit.option} = {track.limit.value:g}."
         )
-    below = sum(step.change < value for step in known if step.change is not None)
-    mean = ", the mean over the blocks," if track.blocks is not None else ""
-    what = measured(track).lower().removeprefix("relative ")
-    return f"The {what}{mean} was under {name} = {value:g} in {below} of {len(known)} measured steps."
+    elif track.limit is not None:
+        below = sum(step.change < track.limit.value for step in known if step.change is not None)
+        mean = ", the mean over the blocks," if track.blocks is not None else ""
+        what = measured(track).lower().removeprefix("relative ")
+        seen = (
+            f"The {what}{mean} was under {track.limit.option} = {track.limit.value:g} in {below} of "
+            f"{len(known)} measured steps."
+        )
+    why = Counter(step.reason for step in track.steps if step.skipped == 0.0)
+    told = ", ".join(f"{reason} ({count})" for reason, count in why.items())
+    return f"{seen} Computed because of: {told}.".strip() if told else seen
 
 
 def point(step: Step) -> str:

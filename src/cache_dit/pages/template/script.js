@@ -22,6 +22,7 @@ for (const track of document.querySelectorAll(".track")) {
     if (at >= 0) steps[at].classList.remove("on");
     at = step;
     steps[at].classList.add("on");
+    told.classList.add("told");
     told.textContent = steps[at].querySelector("title").textContent;
   };
   for (const plot of track.querySelectorAll(".plot")) {
