@@ -31,6 +31,8 @@ def install(config: ParallelismConfig, models: Sequence[nn.Module], pipe: Any) -
         sharing = share(config)
         if sharing.mesh is not None:
             _check_plans(sharing, models)
+            if config.attention_backend is not None:
+                _set_backend(config.attention_backend, models, undo)
             if sharing.config.tp_size != 1:
                 _divide(sharing, models, undo)
             if sharing.context is not None:
@@ -54,6 +56,27 @@ def _plan_of(model: nn.Module, config: ParallelismConfig) -> ContextPlan:
         "ParallelismConfig(cp_plan=...), or tp_size. Classes with a plan: "
         f"{', '.join(sorted(CONTEXT_PLANS))}."
     )
+
+
+def _set_backend(name: str, models: Sequence[nn.Module], undo: contextlib.ExitStack) -> None:
+    """Let the processors of these models alone use a backend; diffusers' own setter sets it for all."""
+    from diffusers.models.attention_dispatch import (
+        AttentionBackendName,
+        _check_attention_backend_requirements,
+    )
+
+    known = [backend.value for backend in AttentionBackendName]
+    if name not in known:
+        raise ConfigError(f"attention_backend is {name!r}; diffusers has {', '.join(known)}.")
+    backend = AttentionBackendName(name)
+    try:
+        _check_attention_backend_requirements(backend)
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(f"attention_backend is {name!r}, which cannot be used here: {error}") from error
+    for processor in (getattr(part, "processor", None) for model in models for part in model.modules()):
+        if hasattr(processor, "_attention_backend"):
+            undo.callback(setattr, processor, "_attention_backend", processor._attention_backend)
+            processor._attention_backend = backend
 
 
 def _check_plans(sharing: Sharing, models: Sequence[nn.Module]) -> None:

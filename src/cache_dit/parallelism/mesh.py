@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -79,24 +81,27 @@ def share(config: ParallelismConfig) -> Sharing:
 def _groups(config: ParallelismConfig, ranks: torch.Tensor, group: dist.ProcessGroup | None) -> Sharing:
     device = torch.accelerator.current_accelerator()
     kind = "cpu" if device is None or "gloo" in str(dist.get_backend(group)) else device.type
+    # That of the user, where torch would take its default: a rank that died must not hold the others up.
+    given: Any = group or dist.group.WORLD
+    timeout = given._get_backend(torch.device(kind)).options._timeout
     here = (ranks == dist.get_rank()).nonzero()[0].tolist()
     lines = []
     for dimension in range(ranks.ndim):
         index: list[int | slice] = list(here)
         index[dimension] = slice(None)
-        lines.append(_group(ranks[tuple(index)]))
+        lines.append(_group(ranks[tuple(index)], timeout))
     mesh = DeviceMesh.from_group(lines, kind, mesh=ranks, mesh_dim_names=DIMENSIONS)
     plane = ranks[:, :, here[2]].flatten()
     return Sharing(
         config,
-        group or _group(ranks.flatten()),
+        group or _group(ranks.flatten(), timeout),
         mesh,
-        _group(plane) if len(plane) > 1 else None,
+        _group(plane, timeout) if len(plane) > 1 else None,
     )
 
 
-def _group(ranks: torch.Tensor) -> dist.ProcessGroup:
+def _group(ranks: torch.Tensor, timeout: datetime.timedelta) -> dist.ProcessGroup:
     # Only its own ranks have to call: the others may be no replicas at all.
-    made = dist.new_group(ranks.tolist(), use_local_synchronization=True)
+    made = dist.new_group(ranks.tolist(), timeout=timeout, use_local_synchronization=True)
     assert isinstance(made, dist.ProcessGroup)  # this rank is one of them
     return made

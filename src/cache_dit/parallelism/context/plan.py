@@ -52,9 +52,13 @@ class ContextPlan:
         local: Names of attention modules that look at something that every rank has whole, as the text.
         whole: Streams that are not cut, since only such modules look at them.
         looks_at: Names of attention modules with the streams that they look at, where those are not all.
+        products: Masks that the attention modules make are products of a mask over queries and one over keys.
+        ends: Path of the module, or of a dict with it, that is given the main stream first behind the last
+            block, to gather it there, where something of its size is added before; None: where it leaves the
+            last block.
         residuals: Arguments of the transformer with tensors (B, tokens, C) that are added to the main stream
             between the blocks, as of ControlNets.
-        refused: Arguments of the blocks with which tokens do not go side by side, and why.
+        refused: Arguments of the transformer or its blocks with which this is not possible, and why.
         dim: Dimension of the tokens in a stream.
     """
 
@@ -63,6 +67,8 @@ class ContextPlan:
     local: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
     looks_at: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    products: bool = False
+    ends: str | None = None
     residuals: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     dim: int = 1

@@ -10,6 +10,7 @@ from cache_dit.parallelism.context.plan import Along, ContextPlan, Cut, Mask
 
 _ROTARY = "image_rotary_emb"
 _CONTROLS = ("controlnet_block_samples", "controlnet_single_block_samples")
+_CONTROL = "control_hidden_states"
 _FRAMES = "some of its tokens are the first frame's, told by their number"
 
 
@@ -21,40 +22,77 @@ def _plan(
 
 _PLANS = (
     # --- Image ---
-    _plan("BriaTransformer2DModel", {_ROTARY: Along(0, (E, H))}, residuals=_CONTROLS),
-    _plan("ChromaTransformer2DModel", {_ROTARY: Along(0, (E, H))}, residuals=_CONTROLS),
+    _plan("BriaTransformer2DModel", {_ROTARY: Along(0, (E, H))}, residuals=_CONTROLS, ends="norm_out"),
+    _plan(
+        "ChromaTransformer2DModel",
+        {_ROTARY: Along(0, (E, H)), "attention_mask": Mask((E, H))},
+        refused=dict.fromkeys(_CONTROLS, "they are added to some of its tokens, told by their number"),
+    ),
     _plan("CogView3PlusTransformer2DModel"),
-    _plan("CogView4Transformer2DModel", {_ROTARY: Along(0, (H,))}),
+    _plan(
+        "CogView4Transformer2DModel",
+        {_ROTARY: Along(0, (H,)), "attention_mask": Along(1, (E,))},
+        products=True,
+    ),
     _plan("DiTTransformer2DModel"),
     _plan("Flux2Transformer2DModel", {_ROTARY: Along(0, (E, H))}),
-    _plan("FluxTransformer2DModel", {_ROTARY: Along(0, (E, H))}, residuals=_CONTROLS),
-    _plan("GlmImageTransformer2DModel", {_ROTARY: Along(0, (H,))}),
-    _plan("HunyuanDiT2DModel", {_ROTARY: Along(0, (H,)), "skip": Along(1, (H,))}, "attn2"),
+    _plan("FluxTransformer2DModel", {_ROTARY: Along(0, (E, H))}, residuals=_CONTROLS, ends="norm_out"),
+    _plan(
+        "GlmImageTransformer2DModel",
+        {_ROTARY: Along(0, (H,)), "attention_mask": Along(1, (E,))},
+        products=True,
+    ),
+    _plan("HunyuanDiT2DModel", {_ROTARY: Along(0, (H,))}, "attn2", residuals=_CONTROLS),
     _plan("HunyuanImageTransformer2DModel", {_ROTARY: Along(0, (H,)), "attention_mask": Mask((H, E))}),
     _plan("Krea2Transformer2DModel", {_ROTARY: Along(0, (H,)), "attention_mask": Mask((H,))}),
     _plan("LongCatImageTransformer2DModel", {_ROTARY: Along(0, (E, H))}),
     _plan("Lumina2Transformer2DModel", {_ROTARY: Along(1, (H,)), "attention_mask": Mask((H,))}),
     _plan("OvisImageTransformer2DModel", {_ROTARY: Along(0, (E, H))}),
     _plan("PixArtTransformer2DModel", {}, "attn2"),
-    _plan("PRXTransformer2DModel", {_ROTARY: Along(2, (H,))}),
     _plan(
         "QwenImageTransformer2DModel",
-        {_ROTARY: (Along(0, (H,)), Along(0, (E,))), "modulate_index": Along(1, (H,))},
+        {
+            _ROTARY: (Along(0, (H,)), Along(0, (E,))),
+            "encoder_hidden_states_mask": Along(1, (E,)),
+            "modulate_index": Along(1, (H,)),
+        },
         residuals=_CONTROLS,
+        ends="norm_out",
     ),
-    _plan("SD3Transformer2DModel", {}, looks_at={"attn2": (H,)}),
+    _plan(
+        "SD3Transformer2DModel",
+        looks_at={"attn2": (H,)},
+        residuals=("block_controlnet_hidden_states",),
+        refused={"skip_layers": "the blocks that are left out may be those where its sequence is cut"},
+    ),
     _plan(
         "ZImageTransformer2DModel",
         {"freqs_cis": Along(1, ("x",)), "attn_mask": Mask(("x",)), "noise_mask": Along(1, ("x",))},
+        residuals=_CONTROLS,
+        ends="all_final_layer",
     ),
     # --- Video ---
-    _plan("AllegroTransformer3DModel", {}, "attn2"),
+    _plan("AllegroTransformer3DModel", {"attention_mask": Along(-1, (H,))}, "attn2"),
     _plan("ChronoEditTransformer3DModel", {"rotary_emb": Along(1, (H,))}, "attn2"),
     _plan("CogVideoXTransformer3DModel", {_ROTARY: Along(0, (H,))}),
     _plan("ConsisIDTransformer3DModel", {_ROTARY: Along(0, (H,))}),
-    _plan("CosmosTransformer3DModel", {_ROTARY: Along(0, (H,)), "extra_pos_emb": Along(1, (H,))}, "attn2"),
+    _plan(
+        "CosmosTransformer3DModel",
+        {
+            _ROTARY: Along(0, (H,)),
+            "extra_pos_emb": Along(1, (H,)),
+            "controlnet_residual": Along(1, (H,)),
+            "embedded_timestep": Along(1, (H,), ndim=3),
+            "temb": Along(1, (H,), ndim=3),
+        },
+        "attn2",
+    ),
     _plan("EasyAnimateTransformer3DModel", {_ROTARY: Along(0, (H,))}),
-    _plan("HunyuanVideo15Transformer3DModel", {"freqs_cis": Along(0, (H,))}),
+    _plan(
+        "HunyuanVideo15Transformer3DModel",
+        {"freqs_cis": Along(0, (H,)), "attention_mask": Along(1, (E,))},
+        products=True,
+    ),
     _plan(
         "HunyuanVideoFramepackTransformer3DModel",
         {"freqs_cis": Along(0, (H,)), _ROTARY: Along(0, (H,)), "attention_mask": Mask((H, E))},
@@ -65,19 +103,22 @@ _PLANS = (
         refused={"token_replace_emb": _FRAMES},
     ),
     _plan("Kandinsky5Transformer3DModel", {"rope": Along(1, ("visual_embed",))}, "cross_attention"),
-    _plan("LTXVideoTransformer3DModel", {_ROTARY: Along(1, (H,))}, "attn2"),
+    _plan("LTXVideoTransformer3DModel", {_ROTARY: Along(1, (H,)), "temb": Along(1, (H,))}, "attn2"),
     _plan(
-        "SkyReelsV2Transformer3DModel", {"rotary_emb": Along(1, (H,)), "attention_mask": Mask((H,))}, "attn2"
+        "SkyReelsV2Transformer3DModel",
+        {"rotary_emb": Along(1, (H,)), "temb": Along(2, (H,), ndim=4), "attention_mask": Mask((H,))},
+        "attn2",
     ),
-    _plan("WanAnimateTransformer3DModel", {"rotary_emb": Along(1, (H,))}, "attn2"),
     _plan("WanTransformer3DModel", {"rotary_emb": Along(1, (H,)), "temb": Along(1, (H,), ndim=4)}, "attn2"),
     _plan(
         "WanVACETransformer3DModel",
         {
-            "rotary_emb": Along(1, ("control_hidden_states",)),
-            "hidden_states": Along(1, ("control_hidden_states",)),
+            "rotary_emb": Along(1, (_CONTROL, H)),
+            "temb": Along(1, (_CONTROL, H), ndim=4),
+            H: Along(1, (_CONTROL,)),
         },
         "attn2",
+        ends="norm_out",
     ),
     # --- Audio ---
     _plan("StableAudioDiTModel", {"rotary_embedding": Along(0, (H,))}, "attn2"),

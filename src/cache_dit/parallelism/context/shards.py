@@ -26,11 +26,13 @@ class Shards:
         group: The ranks that share the sequence.
         uneven: Streams may have any number of tokens; else a multiple of the ranks.
         lengths: Tokens of each stream over all ranks, by its name.
+        masked: A mask over all tokens was brought into the order of the ranks.
     """
 
     group: dist.ProcessGroup
     uneven: bool
     lengths: dict[str, int] = field(default_factory=dict)
+    masked: bool = False
     _made: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     _rank: int = field(init=False)
     _ranks: int = field(init=False)
@@ -42,6 +44,7 @@ class Shards:
         """Forget the lengths and arguments of the forward before."""
         self.lengths.clear()
         self._made.clear()
+        self.masked = False
 
     def register(self, name: str, length: int) -> None:
         """Take in the length of a stream.
@@ -98,6 +101,32 @@ class Shards:
     def whole(self, tensor: Tensor, dim: int, stream: str) -> Tensor:
         """A stream of which every rank has its part."""
         return gather(tensor, dim, self.group, self.sizes([stream]))
+
+    def mask(self, mask: Tensor, streams: Sequence[str], *, products: bool) -> Tensor:
+        """A mask over all tokens in the order of the ranks, from the one that an attention was given.
+
+        Args:
+            mask: (..., queries, keys), over all keys already, or over those of this rank.
+            streams: What the attention looks at.
+            products: It is a product of a mask over queries and one over keys.
+
+        Raises:
+            ConfigError: It cannot be told what it says of other ranks' tokens.
+        """
+        sizes = self.sizes(streams)
+        mine, square = sizes[self._rank], mask.shape[-2] > 1
+        if mask.shape[-1] == sum(sizes) and self.masked:
+            return mask
+        if mask.shape[-1] == mine and not square:
+            return gather(mask, -1, self.group, sizes)
+        if mask.shape[-2:] == (mine, mine) and products:
+            keys = gather(mask.diagonal(dim1=-2, dim2=-1), -1, self.group, sizes)
+            return keys.unsqueeze(-1) * keys.unsqueeze(-2)
+        raise ConfigError(
+            f"An attention was given a mask of shape {tuple(mask.shape)}, of which the plan does not say how "
+            "it goes over the ranks; leave the mask out where nothing is padded, use tp_size, or give "
+            "another cp_plan."
+        )
 
     def once(self, value: Any, make: Any) -> Any:
         """`make(value)`, made once in a forward for an argument that all blocks are given."""

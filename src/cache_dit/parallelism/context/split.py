@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -46,18 +47,23 @@ def split(
     assert sharing.context is not None  # the caller has looked
     config, shared = sharing.config, SharedAttention.of(sharing)
     shards = Shards(sharing.context, config.ulysses_anything)
-    attends = _Attending(shards, shared)
+    attends = _Attending(shards, shared, products=plan.products)
     edges: Edges = {}
-    if plan.residuals:
+    if plan.residuals or plan.refused:
         edges[model] = Edge(_Arguments(model, plan, shards).residuals)
-    for lists in _groups(model):
+    groups = _groups(model)
+    if plan.ends is not None:
+        end = model.get_submodule(plan.ends)
+        gathering = Edge(_gathering(groups[-1][-1][0].main, plan.dim, shards))
+        edges |= dict.fromkeys(end.values() if isinstance(end, nn.ModuleDict) else (end,), gathering)
+    for lists in groups:
         first = True
         for flow, blocks in lists:
             streams = _streams(flow, plan)
             arguments = _Arguments(blocks[0], plan, shards)
-            last = (flow, blocks) == lists[-1]
+            ends = (flow, blocks) == lists[-1] and (plan.ends is None or lists is not groups[-1])
             for block in blocks:
-                leave = _gathered(flow, streams, plan.dim, shards) if last and block is blocks[-1] else None
+                leave = _gathered(flow, streams, plan.dim, shards) if ends and block is blocks[-1] else None
                 edges[block] = Edge(arguments.entering(streams) if first else arguments.cut, leave)
                 first = False
                 _share_attention(block, plan, streams, attends, undo)
@@ -96,10 +102,10 @@ class _Arguments:
 
     def cut(self, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
         """What goes along the streams, which are cut already."""
-        for name, reason in self._plan.refused.items():
-            if self._read(name, args, kwargs) is not None:
-                raise ConfigError(f"{name} is given to {self._plan.name}, but {reason}; use tp_size for it.")
+        self._check(args, kwargs)
         for name, cut in self._plan.cuts.items():
+            if name in self._shards.lengths:
+                continue  # a stream of this list, and cut already
             args, kwargs = self._change(name, functools.partial(self._cut, cut), args, kwargs)
         return args, kwargs
 
@@ -121,12 +127,19 @@ class _Arguments:
     def residuals(self, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
         """What the model adds to the main stream between the blocks."""
 
+        self._check(args, kwargs)
+
         def own(tensor: Tensor) -> Tensor:
             return self._shards.own(tensor, 1) if tensor.ndim == 3 else tensor
 
         for name in self._plan.residuals:
             args, kwargs = self._change(name, lambda value: tree_map_only(Tensor, own, value), args, kwargs)
         return args, kwargs
+
+    def _check(self, args: Arguments, kwargs: Keywords) -> None:
+        for name, reason in self._plan.refused.items():
+            if self._read(name, args, kwargs) is not None:
+                raise ConfigError(f"{name} is given to {self._plan.name}, but {reason}; use tp_size for it.")
 
     def _cut(self, cut: Cut | tuple[Cut, ...], value: Any) -> Any:
         if isinstance(cut, (Along, Mask)):
@@ -139,14 +152,14 @@ class _Arguments:
             along = cut
 
             def take(tensor: Tensor) -> Tensor:
-                if tensor.shape[along.dim] == 1 or along.ndim not in (None, tensor.ndim):
+                if along.ndim not in (None, tensor.ndim) or tensor.shape[along.dim] == 1:
                     return tensor
                 return shards.take(along.dim, shards.known(along.streams), tensor)
 
             return take
 
         def order(mask: Tensor) -> Tensor:
-            streams = shards.known(cut.streams)
+            streams, shards.masked = shards.known(cut.streams), True
             mask = shards.ordered(mask, -1, streams)
             return shards.ordered(mask, -2, streams) if mask.ndim > 2 and mask.shape[-2] > 1 else mask
 
@@ -168,13 +181,20 @@ class _Arguments:
         return args, {**kwargs, name: change(value)}
 
 
+def _gathering(stream: str, dim: int, shards: Shards) -> Callable[..., tuple[Arguments, Keywords]]:
+    def enter(args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
+        return (shards.whole(args[0], dim, stream), *args[1:]), kwargs
+
+    return enter
+
+
 def _gathered(flow: BlockList, streams: Sequence[str], dim: int, shards: Shards) -> Callable[[Any], Any]:
     def leave(output: Any) -> Any:
         if flow.bare:
             return shards.whole(output, dim, flow.main)
         pairs = zip(flow.continues, output, strict=True)
         return tuple(
-            one if name is None or name not in streams else shards.whole(one, dim, name)
+            one if one is None or name is None or name not in streams else shards.whole(one, dim, name)
             for name, one in pairs
         )
 
@@ -190,28 +210,35 @@ def _share_attention(
 ) -> None:
     for name, module in attention_modules(block):
         if name not in plan.local:
-            caller: Any = caller_of(module)
-            kind = type(caller)
-            caller.__class__ = attends.instead_of(kind, plan.looks_at.get(name, streams))
-            undo.callback(setattr, caller, "__class__", kind)
+            attends.inside(module, plan.looks_at.get(name, streams), undo)
 
 
 class _Attending:
     """Classes in the place of those that call attention: one for all blocks, which are compiled once then."""
 
-    def __init__(self, shards: Shards, shared: SharedAttention) -> None:
+    def __init__(self, shards: Shards, shared: SharedAttention, *, products: bool) -> None:
         self._shards = shards
         self._shared = shared
+        self._products = products
         self._made: dict[tuple[type, tuple[str, ...]], type] = {}
 
-    def instead_of(self, kind: type, streams: tuple[str, ...]) -> type:
-        """That in the place of `kind` where its attention looks at some streams."""
+    def inside(self, module: nn.Module, streams: tuple[str, ...], undo: contextlib.ExitStack) -> None:
+        """Let the attention of a module look at all tokens of some streams."""
+        caller: Any = caller_of(module)
+        kind, thing = type(caller), caller
+        if caller is not module:
+            # Several modules may share a processor, and look at different streams.
+            thing = copy.copy(caller)
+            module.processor = thing
+            undo.callback(setattr, module, "processor", caller)
+        else:
+            undo.callback(setattr, caller, "__class__", kind)
         if (kind, streams) not in self._made:
             self._made[kind, streams] = attending(kind, self._attend(streams))
-        return self._made[kind, streams]
+        thing.__class__ = self._made[kind, streams]
 
     def _attend(self, streams: tuple[str, ...]) -> Attend:
-        shards, shared = self._shards, self._shared
+        shards, shared, products = self._shards, self._shared, self._products
 
         def attend(
             query: Tensor,
@@ -221,7 +248,10 @@ class _Attending:
             compute: Callable[..., Tensor],
             scale: float | None,
         ) -> Tensor:
-            return shared(query, key, value, mask, shards.sizes(shards.known(streams)), compute, scale)
+            known = shards.known(streams)
+            if mask is not None:
+                mask = shards.mask(mask, known, products=products)
+            return shared(query, key, value, mask, shards.sizes(known), compute, scale)
 
         uneven = shared.config.ulysses_anything or shared.config.ring_rotate_method == "p2p"
         # Sizes that differ between ranks, and what is handed on, cannot be traced.
