@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cache_dit.cli.bench_flops import flops
 from cache_dit.cli.bench_run import run
 from cache_dit.cli.errors import plain_errors
 
@@ -19,6 +20,7 @@ bench = typer.Typer(
     name="bench", help="Measurements with results that can be committed.", no_args_is_help=True
 )
 bench.command()(run)
+bench.command()(flops)
 
 
 @bench.command()
