@@ -207,21 +207,22 @@ def _read(file: Path) -> dict[str, Tensor]:
 def _wrong(network: Network, state: Mapping[str, Tensor]) -> list[str]:
     return [
         f"{name} should be {list(shape)} and is {list(state[name].shape) if name in state else 'missing'}"
-        for name, shape in _shapes(network).items()
+        for name, shape in shapes(network).items()
         if name not in state or tuple(state[name].shape) != shape
     ]
 
 
-def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
+def shapes(network: Network) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight and every head by its name."""
+    found: dict[str, tuple[int, ...]] = {}
     channels = 3
     for number, stage in enumerate(network.stages):
         for conv in stage:
-            shapes[f"features.{conv.number}.weight"] = (conv.channels, channels, conv.kernel, conv.kernel)
-            shapes[f"features.{conv.number}.bias"] = (conv.channels,)
+            found[f"features.{conv.number}.weight"] = (conv.channels, channels, conv.kernel, conv.kernel)
+            found[f"features.{conv.number}.bias"] = (conv.channels,)
             channels = conv.channels
-        shapes[f"lin{number}.model.1.weight"] = (1, channels, 1, 1)
-    return shapes
+        found[f"lin{number}.model.1.weight"] = (1, channels, 1, 1)
+    return found
 
 
 def _unit(x: Tensor) -> Tensor:
