@@ -286,9 +286,9 @@ def test_rows_are_sorted_best_first_and_means_are_right() -> None:
     assert clip == ["Base: m, 5 steps", "F1B0_R0.1", "F4B0_R0.1", "F2B0_R0.1"]
     assert "### LPIPS (↓)" in text
     assert "### CLIP Score (↑)" in text
-    assert "| Base: m, 5 steps | INF | 4.00 | 1.00 | 0.002 | 1.00 |" in text
+    assert "| Base: m, 5 steps | INF | 4.00 | 1.00 | 0.002000 | 1.00 |" in text
     assert "| Base: m, 5 steps | 33.0000 |" in text
-    assert "| F2B0_R0.1 | 0.1000 | 2.00 | 2.00 | 0.002 | 1.00 |" in text
+    assert "| F2B0_R0.1 | 0.1000 | 2.00 | 2.00 | 0.002000 | 1.00 |" in text
     assert "| F1B0_R0.1 | 0.3000 | 2.00 | 2.00 | - | - |" in text
 
 
@@ -322,3 +322,56 @@ def test_a_pipeline_from_a_folder(tmp_path: Path) -> None:
     assert lines["base"][0].flops > lines["F1B0_W1_R0.9"][0].flops > 0
     with pytest.raises(Exception, match="cannot be loaded as a pipeline"):
         load(Job(model=str(tmp_path), prompts=("a",), steps=1))
+
+
+def _sweep(out: Path, *more: str) -> Any:
+    words = ["bench", "sweep", "--steps", str(STEPS), "--out", str(out), "--config", "F1B0_W2M0MC0_T1O1"]
+    return CliRunner().invoke(app, [*words, *more])
+
+
+def test_a_sweep_of_two_thresholds(tmp_path: Path) -> None:
+    grid = ("--double", "0.01,1", "--single", "0.01,1")
+    result = _sweep(tmp_path / "a", *grid)
+    assert result.exit_code == 0, result.stderr
+    lines = [line.strip("| ").split(" | ") for line in result.stdout.splitlines()]
+    assert lines[0] == [
+        "Threshold (double)",
+        "Single 0.01 Inference (s)",
+        "Single 1 Inference (s)",
+        "Single 0.01 Image",
+        "Single 1 Image",
+    ]
+    assert [line[0] for line in lines[2:]] == ["0 (uncached)", "0.01", "1"]
+    for line in lines[2:]:
+        for cell in line[3:]:
+            name = cell.split('src="./')[1].split('"')[0]
+            assert (tmp_path / "a" / name).is_file()
+    said = json.loads(_sweep(tmp_path / "a", *grid, "--json").stdout)["pairs"]
+    cached = {(entry["double"], entry["single"]): entry["cached_steps"][0] for entry in said}
+    # Each list by its own threshold.
+    assert cached == {(0.01, 0.01): [0, 0], (0.01, 1): [0, 4], (1, 0.01): [4, 0], (1, 1): [4, 4]}
+    tflops = {(entry["double"], entry["single"]): entry["tflops"][0] for entry in said}
+    assert tflops[1, 1] < tflops[0.01, 1] < tflops[1, 0.01] < tflops[0.01, 0.01]
+    # The same folder, and a list in place of a grid.
+    table = _sweep(tmp_path / "a", "--pair", "1,1", "--pair", "0.01,0.01").stdout.splitlines()
+    assert table[0] == "| Threshold (double) | Threshold (single) | Inference (s) | Image |"
+    assert [line.split("|")[1:3] for line in table[2:]] == [
+        [" 0 ", " 0 (uncached) "],
+        [" 1 ", " 1 "],
+        [" 0.01 ", " 0.01 "],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ((), "there is no pair of thresholds"),
+        (("--double", "0.1;0.2", "--single", "1"), "give numbers with commas"),
+        (("--pair", "0.1"), "give two thresholds"),
+        (("--pair", "-1,1"), "residual_diff_threshold is -1.0"),
+        (("--config", "fora(3)", "--pair", "1,1"), "has no residual_diff_threshold"),
+    ],
+)
+def test_a_sweep_that_is_refused(tmp_path: Path, more: tuple[str, ...], said: str) -> None:
+    result = _sweep(tmp_path / "out", *more)
+    assert (result.exit_code, said in result.stderr) == (2, True), result.stderr

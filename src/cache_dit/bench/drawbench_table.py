@@ -130,7 +130,7 @@ def _cells(quality: Quality, row: Row, base: Row) -> tuple[str, ...]:
 
 def _tera(value: float) -> str:
     """Two digits behind the point, as in the published tables; four that count for small models."""
-    return f"{value:.2f}" if value >= 10 else f"{value:.4g}"
+    return f"{value:.2f}" if value >= 10 else f"{value:#.4g}"
 
 
 def _mean(values: Sequence[int]) -> float:

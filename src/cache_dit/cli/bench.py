@@ -11,6 +11,7 @@ import typer
 
 from cache_dit.cli.bench_flops import flops
 from cache_dit.cli.bench_run import run
+from cache_dit.cli.bench_sweep import sweep
 from cache_dit.cli.errors import plain_errors
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ bench = typer.Typer(
 )
 bench.command()(run)
 bench.command()(flops)
+bench.command()(sweep)
 
 
 @bench.command()
