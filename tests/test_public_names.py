@@ -37,6 +37,8 @@ PUBLIC = {
     "IntervalConfig",
     "MagCacheConfig",
     "PABConfig",
+    "ParallelismBackend",
+    "ParallelismConfig",
     "ParamsModifier",
     "PatchFunctor",
     "Pattern_0",

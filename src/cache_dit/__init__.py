@@ -57,6 +57,7 @@ from cache_dit.compile import set_compile_configs
 from cache_dit.configs import config_schema, load_configs, save_configs
 from cache_dit.errors import CacheDiTError
 from cache_dit.pages import report
+from cache_dit.parallelism import ParallelismBackend, ParallelismConfig
 from cache_dit.presets import Preset
 from cache_dit.quantize import quantize
 from cache_dit.shorthand import parse_config
@@ -114,6 +115,8 @@ __all__ = [
     "IntervalConfig",
     "MagCacheConfig",
     "PABConfig",
+    "ParallelismBackend",
+    "ParallelismConfig",
     "ParamsModifier",
     "PatchFunctor",
     "Pattern_0",

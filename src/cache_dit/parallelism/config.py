@@ -78,8 +78,8 @@ class ParallelismConfig(Options, Distribution):
         ring_rotate_method: "allgather" (default): all keys and values are gathered first, then any attention
             backend serves. "p2p": they are handed on while attention is computed, in less memory.
         cp_plan: Where the transformer is split for `ulysses_size` and `ring_size`, a
-            `cache_dit.parallelism.ContextPlan`. None (default): that of its class.
-        tp_plan: How its layers are shared for `tp_size`, a `cache_dit.parallelism.TensorPlan`. None
+            `cache_dit.parallelism.context.ContextPlan`. None (default): that of its class.
+        tp_plan: How its layers are shared for `tp_size`, a `cache_dit.parallelism.tensor.TensorPlan`. None
             (default): that of its class.
         extra_parallel_modules: More modules of the pipeline to spread, or their names: text encoders, the
             VAE, ControlNets. Default: none.

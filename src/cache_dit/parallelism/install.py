@@ -73,7 +73,8 @@ def _set_backend(name: str, models: Sequence[nn.Module], undo: contextlib.ExitSt
         _check_attention_backend_requirements(backend)
     except (ImportError, RuntimeError) as error:
         raise ConfigError(f"attention_backend is {name!r}, which cannot be used here: {error}") from error
-    for processor in (getattr(part, "processor", None) for model in models for part in model.modules()):
+    callers: list[Any] = [getattr(part, "processor", None) for model in models for part in model.modules()]
+    for processor in callers:
         if hasattr(processor, "_attention_backend"):
             undo.callback(setattr, processor, "_attention_backend", processor._attention_backend)
             processor._attention_backend = backend

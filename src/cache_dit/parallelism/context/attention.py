@@ -5,9 +5,8 @@ Shapes: B batch, s tokens of this rank, S of all ranks, H heads, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -15,7 +14,14 @@ from torch.nn import functional
 
 from cache_dit.errors import ConfigError
 from cache_dit.parallelism.config import ParallelismConfig
-from cache_dit.parallelism.context.exchange import Sizes, gather, to_heads, to_heads_float8, to_tokens
+from cache_dit.parallelism.context.exchange import (
+    Arriving,
+    Sizes,
+    gather,
+    sent_as_float8,
+    sent_to_heads,
+    to_tokens,
+)
 from cache_dit.parallelism.context.ring import ring_attention
 from cache_dit.parallelism.mesh import Sharing
 
@@ -51,6 +57,7 @@ class SharedAttention:
         sizes: Sizes,
         compute: Compute,
         scale: float | None = None,
+        coming: Sequence[Arriving] | None = None,
     ) -> Tensor:
         """Attention of this rank's queries over all keys.
 
@@ -62,6 +69,7 @@ class SharedAttention:
             sizes: Tokens on each rank, ring by ring.
             compute: Attention on one process.
             scale: Of the scores, for `ring_rotate_method="p2p"`, which does not call `compute`.
+            coming: Values, queries and keys that `send` has sent off already; None: they are sent now.
 
         Raises:
             ConfigError: The tensors do not fit the sizes.
@@ -77,7 +85,9 @@ class SharedAttention:
                 )
         heads = query.shape[2]
         if across > 1:
-            query, key, value = self._to_heads(query, key, value, near)
+            if coming is None:
+                coming = self._sent(query, key, value, sizes)
+            value, query, key = (arriving() for arriving in coming)
         if mask is not None:
             rows = (sum(sizes[: turn * across]), sum(near))
             mask = _part_of_mask(mask, heads, place, across, rows)
@@ -88,24 +98,31 @@ class SharedAttention:
             out = compute(query, key, value, mask)
         return to_tokens(out, self.ulysses, near)[:, :, :heads] if across > 1 else out
 
-    def _to_heads(
-        self, query: Tensor, key: Tensor, value: Tensor, near: Sizes
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ranks, heads = len(near), query.shape[2]
+    def send(self, tensor: Tensor, sizes: Sizes, *, exact: bool) -> Arriving:
+        """Send some tokens of all heads off, to become all tokens of some heads.
+
+        Args:
+            tensor: (B, s, H, D).
+            sizes: Tokens on each rank, ring by ring.
+            exact: It does not travel as float8: an error in a key acts through the exponential of a score.
+        """
+        across, turn = dist.get_world_size(self.ulysses), dist.get_rank(self.ring)
+        # Heads of zeros make up the number; what comes of them is dropped.
+        padded = functional.pad(tensor, (0, 0, 0, -tensor.shape[2] % across))
+        near = sizes[turn * across : (turn + 1) * across]
+        small = self.config.ulysses_float8 and not exact
+        return (sent_as_float8 if small else sent_to_heads)(padded, self.ulysses, near)
+
+    def _sent(self, query: Tensor, key: Tensor, value: Tensor, sizes: Sizes) -> list[Arriving]:
+        ranks, heads = dist.get_world_size(self.ulysses), query.shape[2]
         if key.shape[2] != heads and (heads % ranks or key.shape[2] % ranks):
             # Shared heads that cannot be shared out are written out.
             key, value = (one.repeat_interleave(heads // one.shape[2], 2) for one in (key, value))
-        # Heads of zeros make up the number; what comes of them is dropped.
-        query, key, value = (
-            functional.pad(one, (0, 0, 0, -one.shape[2] % ranks)) for one in (query, key, value)
-        )
-        # An error in a key acts through the exponential of every score, so keys stay exact.
-        exchange = to_heads_float8 if self.config.ulysses_float8 else to_heads
-        return (
-            exchange(query, self.ulysses, near),
-            to_heads(key, self.ulysses, near),
-            exchange(value, self.ulysses, near),
-        )
+        return [
+            self.send(value, sizes, exact=False),
+            self.send(query, sizes, exact=False),
+            self.send(key, sizes, exact=True),
+        ]
 
     def _around(
         self,
@@ -132,8 +149,3 @@ def _part_of_mask(mask: Tensor, heads: int, place: int, ranks: int, rows: tuple[
         share = -(-heads // ranks)
         mask = functional.pad(mask, (0, 0, 0, 0, 0, share * ranks - heads))[:, place * share :][:, :share]
     return mask
-
-
-def grouped(query: Tensor, key: Tensor) -> dict[str, Any]:
-    """Arguments that tell `scaled_dot_product_attention` of shared heads."""
-    return {"enable_gqa": True} if query.shape[2] != key.shape[2] else {}

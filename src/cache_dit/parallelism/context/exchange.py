@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,36 +12,42 @@ from torch import Tensor
 Sizes = Sequence[int]
 """Tokens on each rank of a group, in its order."""
 
+Arriving = Callable[[], Tensor]
+"""Waits for a tensor that is on its way."""
+
 _LARGEST_FLOAT8 = 448.0
 
 
-def to_heads(tensor: Tensor, group: dist.ProcessGroup, sizes: Sizes) -> Tensor:
+def sent_to_heads(tensor: Tensor, group: dist.ProcessGroup, sizes: Sizes) -> Arriving:
     """All tokens of some heads from some tokens of all heads: (B, s, H, D) -> (B, S, H / ranks, D)."""
     batch, mine, heads, width = tensor.shape
     ranks = len(sizes)
     parts = tensor.reshape(batch, mine, ranks, heads // ranks, width).permute(2, 1, 0, 3, 4)
-    return _exchange(parts.flatten(0, 1), group, sizes, [mine] * ranks).transpose(0, 1)
+    arriving = _sent(parts.flatten(0, 1), group, sizes, [mine] * ranks)
+    return lambda: funcol.wait_tensor(arriving).transpose(0, 1)
 
 
 def to_tokens(tensor: Tensor, group: dist.ProcessGroup, sizes: Sizes) -> Tensor:
     """The way back: (B, S, H / ranks, D) -> (B, s, H, D)."""
     ranks, mine = len(sizes), sizes[dist.get_rank(group)]
-    got = _exchange(tensor.transpose(0, 1), group, [mine] * ranks, sizes)
+    got = funcol.wait_tensor(_sent(tensor.transpose(0, 1), group, [mine] * ranks, sizes))
     batch, heads, width = got.shape[1:]
     return got.view(ranks, mine, batch, heads, width).permute(2, 1, 0, 3, 4).reshape(batch, mine, -1, width)
 
 
-def to_heads_float8(tensor: Tensor, group: dist.ProcessGroup, sizes: Sizes) -> Tensor:
-    """`to_heads` with half of the bytes: float8 with one float32 scale for each token and head."""
+def sent_as_float8(tensor: Tensor, group: dist.ProcessGroup, sizes: Sizes) -> Arriving:
+    """`sent_to_heads` with half of the bytes: float8 with one float32 scale for each token and head."""
     scale = tensor.abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / _LARGEST_FLOAT8
     small = (tensor / scale).to(torch.float8_e4m3fn)
     # Backends know no float8, and one exchange is cheaper than two.
     packed = torch.cat((small.view(torch.uint8), scale.view(torch.uint8)), -1)
-    got = to_heads(packed, group, sizes).contiguous()
-    width = tensor.shape[-1]
-    values, scales = got[..., :width].contiguous(), got[..., width:].contiguous()
-    whole = values.view(torch.float8_e4m3fn).float() * scales.view(torch.float32)
-    return whole.to(tensor.dtype)
+    arriving, width, dtype = sent_to_heads(packed, group, sizes), tensor.shape[-1], tensor.dtype
+
+    def arrived() -> Tensor:
+        values, scales = (part.contiguous() for part in arriving().split((width, 4), -1))
+        return (values.view(torch.float8_e4m3fn).float() * scales.view(torch.float32)).to(dtype)
+
+    return arrived
 
 
 def gather(tensor: Tensor, dim: int, group: dist.ProcessGroup, sizes: Sizes) -> Tensor:
@@ -57,8 +63,7 @@ def gather(tensor: Tensor, dim: int, group: dist.ProcessGroup, sizes: Sizes) -> 
     return whole.movedim(0, dim)
 
 
-def _exchange(tensor: Tensor, group: dist.ProcessGroup, received: Sizes, sent: Sizes) -> Tensor:
+def _sent(tensor: Tensor, group: dist.ProcessGroup, received: Sizes, sent: Sizes) -> Tensor:
     """All to all along the first dimension, `sent[r]` rows to rank r and `received[r]` rows from it."""
-    got = funcol.all_to_all_single(tensor.contiguous(), list(received), list(sent), group)
-    whole: Tensor = funcol.wait_tensor(got)
-    return whole
+    arriving: Tensor = funcol.all_to_all_single(tensor.contiguous(), list(received), list(sent), group)
+    return arriving

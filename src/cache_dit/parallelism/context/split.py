@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from cache_dit.caching.models.row import BlockList
 from cache_dit.caching.models.rows import row_of
 from cache_dit.errors import ConfigError
 from cache_dit.parallelism.context.attention import SharedAttention
+from cache_dit.parallelism.context.exchange import Arriving
+from cache_dit.parallelism.context.overlap import OVERLAPS, Made, overlapping
 from cache_dit.parallelism.context.plan import Along, ContextPlan, Cut, Mask
 from cache_dit.parallelism.context.shards import Shards
 from cache_dit.parallelism.context.sites import Attend, attending, attention_modules, caller_of
@@ -234,10 +236,28 @@ class _Attending:
         else:
             undo.callback(setattr, caller, "__class__", kind)
         if (kind, streams) not in self._made:
-            self._made[kind, streams] = attending(kind, self._attend(streams))
+            self._made[kind, streams] = self._class(kind, streams)
         thing.__class__ = self._made[kind, streams]
 
-    def _attend(self, streams: tuple[str, ...]) -> Attend:
+    def _class(self, kind: type, streams: tuple[str, ...]) -> type:
+        coming: list[Arriving] = []
+        made = attending(kind, self._attend(streams, coming))
+        shards, shared, overlap = self._shards, self._shared, OVERLAPS.get(kind.__name__)
+        if overlap is None or not shared.config.ulysses_async or shared.config.ulysses_size == 1:
+            return made
+
+        def send(ones: Iterator[Made]) -> list[Made]:
+            # A call that broke off may have left some.
+            coming.clear()
+            taken, sizes = [], shards.sizes(shards.known(streams))
+            for one, exact in zip(ones, (False, False, True), strict=True):
+                coming.append(shared.send(one.joined(), sizes, exact=exact))
+                taken.append(one)
+            return taken
+
+        return overlapping(made, overlap, send)
+
+    def _attend(self, streams: tuple[str, ...], coming: list[Arriving]) -> Attend:
         shards, shared, products = self._shards, self._shared, self._products
 
         def attend(
@@ -251,7 +271,8 @@ class _Attending:
             known = shards.known(streams)
             if mask is not None:
                 mask = shards.mask(mask, known, products=products)
-            return shared(query, key, value, mask, shards.sizes(known), compute, scale)
+            sent = [coming.pop(0) for _ in range(3)] if coming else None
+            return shared(query, key, value, mask, shards.sizes(known), compute, scale, sent)
 
         uneven = shared.config.ulysses_anything or shared.config.ring_rotate_method == "p2p"
         # Sizes that differ between ranks, and what is handed on, cannot be traced.
