@@ -162,3 +162,33 @@ def test_changed_options_are_no_profile_any_more() -> None:
     preset = PLAIN.with_options(compute=0.3)
     assert type(preset) is cache_dit.Preset
     assert (preset.model, preset.cache_config.tuned_steps) == ("FluxTransformer2DModel", 6)
+
+
+DOCS = Path(__file__).parents[1] / "docs" / "tuning.md"
+
+
+def test_the_examples_of_the_documentation(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As written, but that pictures are scored by a formula and not drawn, and that runs have 4 steps."""
+
+    def scores(gallery: Any, preset: cache_dit.Preset, pictures: Any, paired: bool = False) -> Any:
+        compute = getattr(preset.cache_config, "compute", 1.0)
+        return tuple(
+            {Measure.PSNR: 90 * compute + at, Measure.FLOPS: compute} for at, _ in enumerate(pictures)
+        )
+
+    monkeypatch.setattr("cache_dit.tune.gallery.Gallery.scores", scores)
+    monkeypatch.setattr("cache_dit.tune.gallery.Gallery.uncached", lambda *_: None)
+    monkeypatch.setattr("cache_dit.tune.gallery.Gallery.steady", False)
+    monkeypatch.chdir(tmp_path)
+    text = DOCS.read_text(encoding="utf-8").replace("num_inference_steps=28", "num_inference_steps=4")
+    blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
+    assert len(blocks) == 3
+    names: dict[str, Any] = {"pipe": pipe, "prompts": list(PROMPTS)}
+    for block in blocks:
+        exec(compile(block, str(DOCS), "exec"), names)
+        cache_dit.disable_cache(pipe)
+    assert names["profile"].met
+    assert names["profile"].method.startswith("trajectory")
+    assert 0.45 <= names["found"].profile.measured[Measure.FLOPS].mean <= 0.5

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import cache_dit
@@ -32,7 +33,7 @@ from cache_dit.tune import (
     default_space,
     tune,
 )
-from cache_dit.tune.gallery import Gallery, Picture
+from cache_dit.tune.gallery import Gallery, Picture, _Drawn
 
 DEMO = {"height": 64, "width": 64, "max_sequence_length": 10}
 STEPS = 6
@@ -258,6 +259,18 @@ def test_uncached_pictures_are_drawn_once(pipe: Any, monkeypatch: pytest.MonkeyP
     assert score[Measure.TOLERANCE] == pytest.approx(10 ** (-score[Measure.PSNR] / 20)), "values from 0 to 1"
     gallery.scores(cache_dit.presets.trajectory(0.5), [picture], paired=True)
     assert len(drawn) == 6
+
+
+@pytest.mark.parametrize(("seconds", "steady"), [((9.0, 1.0, 1.05, 1.09), True), ((1.0, 1.0, 1.2), False)])
+def test_times_are_compared_where_uncached_runs_take_the_same(
+    seconds: tuple[float, ...], steady: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = list(seconds)
+    monkeypatch.setattr(Gallery, "_draw", lambda *_: _Drawn(torch.zeros(3), left.pop(0)))
+    gallery = Gallery(None, 4, {})
+    for seed in range(len(seconds) - 1):  # the first run of all is not timed
+        gallery.uncached(Picture("a", seed))
+    assert gallery.steady is steady
 
 
 def counting(drawn: list[Any]) -> Any:
