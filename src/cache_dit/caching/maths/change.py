@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from cache_dit.caching.maths.kernels import chosen_kernels
 from cache_dit.caching.maths.moment import Reduce
 
 
@@ -42,9 +43,12 @@ def relative_l1(
         reduce: Adds both sums up over the ranks that have parts of the tensors, in one collective: sums and
             not means, since parts may differ in size. None: the tensors are whole.
     """
-    if norm is None:
-        norm = l1_norm(reference)
-    difference = (current - reference).abs_().sum(dtype=norm.dtype)
+    kernels = chosen_kernels.get()
+    if kernels is not None:
+        difference, norm = kernels.distance(current, reference)
+    else:
+        norm = l1_norm(reference) if norm is None else norm
+        difference = (current - reference).abs_().sum(dtype=norm.dtype)
     if reduce is not None:
         difference, norm = reduce(torch.stack((difference, norm)))
     ratio: float = (difference / norm).item()

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from cache_dit.caching.maths.kernels import chosen_kernels
+
 
 def weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Return `sum_i weights[i] * values[i]`, a new tensor of the values' dtype.
@@ -18,6 +20,12 @@ def weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         values: One shape and dtype, at least one.
         weights: One for each value. One of 0 leaves its value out, even if that is not finite.
     """
+    kernels = chosen_kernels.get()
+    return (plain_weighted_sum if kernels is None else kernels.weighted_sum)(values, weights)
+
+
+def plain_weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """`weighted_sum` by torch, whatever kernels were chosen."""
     wide = torch.promote_types(values[0].dtype, torch.float32)
     # `type` and not `to`: it casts and never moves, so it cannot wait for the device.
     total = values[0].type(wide) * weights[0]
