@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 from cache_dit.bench.config_sets import ConfigSet
@@ -375,3 +377,23 @@ def test_a_sweep_of_two_thresholds(tmp_path: Path) -> None:
 def test_a_sweep_that_is_refused(tmp_path: Path, more: tuple[str, ...], said: str) -> None:
     result = _sweep(tmp_path / "out", *more)
     assert (result.exit_code, said in result.stderr) == (2, True), result.stderr
+
+
+def _blocks(kind: str) -> list[str]:
+    text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    return [part.split("```")[0] for part in text.split(f"```{kind}\n")[1:]]
+
+
+def test_the_program_of_the_documentation() -> None:
+    (program,) = _blocks("python")
+    exec(program, {})
+
+
+def test_the_commands_of_the_documentation() -> None:
+    lines = [line for block in _blocks("console") for line in block.splitlines()]
+    assert len(lines) == 10
+    bench = typer.main.get_command(app).commands["bench"]  # type: ignore[attr-defined]
+    for line in lines:
+        start, *words = shlex.split(line.removeprefix("$ "))
+        assert [start, words[0]] == ["cache-dit", "bench"]
+        bench.commands[words[1]].make_context(words[1], words[2:])  # reads the options, runs nothing

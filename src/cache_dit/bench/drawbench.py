@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_dit.api import disable_cache, enable_cache
-from cache_dit.bench.drawing import Camera, Job, cached_account, load
+from cache_dit.bench.drawing import DEMO, Camera, Job, cached_account, load
 from cache_dit.bench.manifest import Drawn, claim, keep, read_drawn
 from cache_dit.caching.block_adapters.adapter import ParamsModifier
 from cache_dit.demo.comparison import one_thread
@@ -103,7 +103,7 @@ def draw_all(
     claim(out, job.identity())
     camera: Camera | None = None
     lines: dict[str, list[Drawn]] = {}
-    with one_thread() if job.device == "cpu" else nullcontext():
+    with one_thread() if job.model == DEMO else nullcontext():
         for variant in variants:
             folder = out / variant.folder
             done = read_drawn(folder)

@@ -32,7 +32,8 @@ class Drawn:
         sha256: Of that file.
         prompt: What was asked for.
         seed: Seed of the initial noise.
-        seconds: Wall-clock time of the whole picture.
+        seconds: Time of the whole picture, text encoders and decoder included: on the clock on the wall, for
+            the demo model those that its one thread was at work.
         flops: FLOPs of the transformers over the run; None where they cannot be counted.
         steps: Forwards of each branch that were decided over, by transformer and branch; empty without cache.
         cached: Those of them that were skipped, in the same order.
