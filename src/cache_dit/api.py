@@ -220,11 +220,11 @@ def _settings(
     """One setting for all lists, or one for each where each has a modifier."""
     default = fitting_default(lists)
     base = default if config is None else default.updated(config)
-    if separate_cfg is not None and base.enable_separate_cfg is None:
-        base = dataclasses.replace(base, enable_separate_cfg=separate_cfg)
     settings = []
     for modifier in modifiers or (ParamsModifier(),):
         cache = base if modifier.cache_config is None else base.updated(modifier.cache_config)
+        if separate_cfg is not None and cache.enable_separate_cfg is None:
+            cache = dataclasses.replace(cache, enable_separate_cfg=separate_cfg)
         own = modifier.calibrator_config
         settings.append(Setting(cache, calibrator if own is None else calibrator.updated(own)))
     return tuple(settings)
