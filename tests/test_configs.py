@@ -48,6 +48,7 @@ from cache_dit.configs import load_sections, plain_configs
 from cache_dit.configs.classes import CACHES, CALIBRATORS, short
 from cache_dit.configs.preview import models_of, preview, steps_of
 from cache_dit.configs.reading import MOST_BYTES
+from cache_dit.configs.sections import HANDLERS
 from cache_dit.demo import PROMPTS, generate, load_pipeline, weights_path
 from cache_dit.errors import ConfigError, ConfigTypeError, UnsupportedModelError
 from cache_dit.quantize import QuantType
@@ -210,6 +211,7 @@ def test_other_sections_come_back() -> None:
     parallelism_config: {ulysses_size: 2, ring_size: auto, backend: native_pytorch}
     quantize_config: {quant_type: int8_weight_only}
     attention_backend: native
+    compile_config: {recompile_limit: 32, cuda_graphs: true}
     """
     loaded = load_sections(text)
     assert loaded["parallelism_config"] == cache_dit.parallelism.ParallelismConfig(
@@ -254,6 +256,7 @@ def test_other_sections_come_back() -> None:
         ("params_modifiers: [{cache_config: {Fn_compute_blocks: -1}}]", "params_modifiers[0].cache_config."),
         ("parallelism_config: {ulysses_size: 0}", "parallelism_config.ulysses_size is 0"),
         ("quantize_config: {quant_type: float9}", "quantize_config.quant_type is 'float9'"),
+        ("compile_config: {recompile_limt: 9}", "Did you mean 'recompile_limit'?"),
         ("attention_backend: flas", "Did you mean 'flash'?"),
         ("cach_config: {a: 1}", "there is no section 'cach_config'; did you mean 'cache_config'?"),
         ("- a\n- b: 1", "is no mapping"),
@@ -455,6 +458,7 @@ def test_the_schema_describes_every_option() -> None:
     assert own["Fn_compute_blocks"]["default"] == 8
     assert own["place"]["enum"] == [place.name.lower() for place in Place]
     assert own["cache_type"]["enum"] == ["DBCache", "DBCacheConfig"]
+    assert schema["properties"].keys() == {"$schema", "$comment", *HANDLERS}
     referred = set(re.findall(r"#/\$defs/(\w+)", json.dumps(schema)))
     assert referred <= set(schema["$defs"])
 

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from cache_dit.configs.classes import CACHES, CALIBRATORS, Choice
+from cache_dit.configs.sections import HANDLERS
 from cache_dit.configs.validation import model_of
 from cache_dit.presets import NAMED
 
@@ -15,7 +16,8 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 def schema() -> dict[str, Any]:
     """The schema, with one definition for every option class and preset."""
-    targets = [*CACHES.kinds.values(), *CALIBRATORS.kinds.values(), *NAMED.values()]
+    others = {name: handler.load() for name, handler in HANDLERS.items() if handler.load is not None}
+    targets = [*CACHES.kinds.values(), *CALIBRATORS.kinds.values(), *NAMED.values(), *others.values()]
     models = {target: model_of(target) for target in targets}
     _, made = models_json_schema(
         [(model, "validation") for model in models.values()], ref_template="#/$defs/{model}"
@@ -42,6 +44,8 @@ def schema() -> dict[str, Any]:
             "cache_config": _any_of(CACHES),
             "calibrator_config": _any_of(CALIBRATORS),
             "params_modifiers": {"anyOf": [_reference("modifier"), _reference("modifiers")]},
+            "attention_backend": {"type": "string"},
+            **{name: _reference(target.__name__) for name, target in others.items()},
         },
         "$defs": {
             **definitions,

@@ -10,7 +10,7 @@ from cache_dit.caching.config import CacheConfig, CalibratorConfig
 from cache_dit.caching.options import Options, Override, instance_of, one_of
 from cache_dit.configs.classes import CACHES, CALIBRATORS, Choice, names_of, short
 from cache_dit.configs.plain import chosen, plain
-from cache_dit.configs.validation import Mistakes, Place, called, validated
+from cache_dit.configs.validation import Mistakes, Place, Target, called, validated
 from cache_dit.errors import CacheDiTError, ConfigError, ConfigTypeError, nearest
 from cache_dit.presets import NAMED, Preset
 
@@ -24,10 +24,12 @@ class Handler(NamedTuple):
     Attributes:
         read: From its plain data, its place and the sections before it; puts what it stands for among those.
         written: From what it stands for and its name to plain data.
+        load: Imports the one class or function whose options it has; None where it is something else.
     """
 
     read: Callable[[Any, Place, Sections], None]
     written: Callable[[Any, str], Any]
+    load: Callable[[], Target] | None = None
 
 
 def preset(given: Any, place: Place) -> Preset:
@@ -175,7 +177,7 @@ def _class(load: Callable[[], type]) -> Handler:
         instance_of(load())(path, value)
         return chosen(value, path)
 
-    return Handler(read, written)
+    return Handler(read, written, load)
 
 
 def _arguments(load: Callable[[], Callable[..., Any]]) -> Handler:
@@ -184,7 +186,7 @@ def _arguments(load: Callable[[], Callable[..., Any]]) -> Handler:
     def read(given: Any, place: Place, made: Sections) -> None:
         made[place.path] = validated(load(), given, place)
 
-    return Handler(read, plain)
+    return Handler(read, plain, load)
 
 
 def _parallelism() -> type:
@@ -197,6 +199,12 @@ def _quantize() -> Callable[..., Any]:
     from cache_dit.quantize import quantize
 
     return quantize
+
+
+def _compile() -> Callable[..., Any]:
+    from cache_dit.compile import set_compile_configs
+
+    return set_compile_configs
 
 
 def _read_backend(given: Any, place: Place, made: Sections) -> None:
@@ -218,4 +226,5 @@ HANDLERS: dict[str, Handler] = {
     "parallelism_config": _class(_parallelism),
     "quantize_config": _arguments(_quantize),
     "attention_backend": Handler(_read_backend, plain),
+    "compile_config": _arguments(_compile),
 }

@@ -125,7 +125,7 @@ def descriptions(target: Target) -> dict[str, str]:
 
 
 def _options(target: Target) -> dict[str, _Option]:
-    hints = typing.get_type_hints(target)
+    hints = _hints(target)
     if isinstance(target, type):
         return {
             field.name: _Option(hints[field.name], _own_default(field), field.metadata.get("check"))
@@ -145,6 +145,16 @@ def _has_form(hint: Any) -> bool:
     leaves = [leaf for leaf in _leaves(hint) if leaf is not types.NoneType]
     made = [leaf for leaf in leaves if isinstance(leaf, type) and issubclass(leaf, (Enum, *_MADE))]
     return bool(made) or any(map(_is_plain, leaves))
+
+
+def _hints(target: Target) -> dict[str, Any]:
+    """The types of the options; of those that only type checkers import nothing is known."""
+    absent: dict[str, Any] = {}
+    while True:
+        try:
+            return typing.get_type_hints(target, localns=absent)
+        except NameError as error:
+            absent[str(error.name)] = object
 
 
 def _own_default(field: dataclasses.Field[Any]) -> Any:
