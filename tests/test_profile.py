@@ -191,4 +191,4 @@ def test_the_examples_of_the_documentation(
         cache_dit.disable_cache(pipe)
     assert names["profile"].met
     assert names["profile"].method.startswith("trajectory")
-    assert 0.45 <= names["found"].profile.measured[Measure.FLOPS].mean <= 0.5
+    assert 0.4 <= names["found"].profile.measured[Measure.FLOPS].mean <= 0.5

@@ -176,7 +176,7 @@ def _show(found: Tuned, asked: str, written: Path | None, as_json: bool) -> None
     console = Console()
     console.print(_table(profile, found.goal.target.measure))
     measured = profile.measured[found.goal.target.measure]
-    mean, interval, _ = _cells(measured)
+    mean, interval, _ = _cells(found.goal.target.measure, measured)
     console.print(
         f"{asked} ({profile.target}) is {'met' if profile.met else 'missed'} by {profile.method}: {mean} "
         f"({interval}) on the {measured.pictures} pictures of the validation half.",
@@ -197,16 +197,20 @@ def _table(profile: Profile, target: Measure) -> Table:
         "the tuning half, on which it was chosen; measured: on the validation half.",
         caption_justify="left",
     )
-    for name in ("", "predicted", "95 %", "worst", "measured", "95 %", "worst"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name in ("", "half", "mean", "95 %", "worst"):
+        table.add_column(name, justify="right" if name in ("mean", "95 %", "worst") else "left", no_wrap=True)
     for measure, figure in profile.measured.items():
-        predicted = _cells(profile.predicted.get(measure))
         style = "bold" if measure is target else None
-        table.add_row(_NAMES[measure.value], *predicted, *_cells(figure), style=style)
+        halves = {"predicted": profile.predicted.get(measure), "measured": figure}
+        known = {half: one for half, one in halves.items() if one is not None}
+        for place, (half, one) in enumerate(known.items()):
+            table.add_row("" if place else _NAMES[measure.value], half, *_cells(measure, one), style=style)
     return table
 
 
-def _cells(figure: Figure | None) -> tuple[str, str, str]:
-    if figure is None:
-        return "", "", ""
-    return f"{figure.mean:.4g}", f"{figure.low:.4g} to {figure.high:.4g}", f"{figure.worst:.4g}"
+def _cells(measure: Measure, figure: Figure) -> tuple[str, str, str]:
+    digits = ".5f" if measure.value == "ssim" else ".4g"
+    mean, low, high, worst = (
+        format(value, digits) for value in (figure.mean, figure.low, figure.high, figure.worst)
+    )
+    return mean, f"{low} to {high}", worst
