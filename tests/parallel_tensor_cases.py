@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from peft import LoraConfig
 from tiny.models import TINY_MODELS, TinyModel, output_of, tiny_model
 from tiny.runs import decisions
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 import cache_dit
 from cache_dit import DBCacheConfig
@@ -165,6 +163,9 @@ def message_of(call: Callable[[], Any]) -> str:
 
 def refused() -> dict[str, str]:
     """What each misuse is answered with; nothing may have changed after it."""
+    from peft import LoraConfig
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
     group = dist.group.WORLD
     found = {}
 
@@ -249,6 +250,8 @@ def bytes_of_layers() -> Any:
 
 def quantized_after() -> Any:
     """Divided, then quantized to int8: near the whole model, quantized alike."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
     tiny = tiny_model("FluxTransformer2DModel")
     whole, divided = tiny.build(), tiny.build()
     divide(divided, dist.group.WORLD)

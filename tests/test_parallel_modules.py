@@ -1,4 +1,4 @@
-"""Text encoders, VAEs and ControlNets on several ranks: the results of one process, in a share of its work."""
+"""Text encoders, VAEs and ControlNets on several ranks: the results of one process."""
 
 from __future__ import annotations
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from cache_dit import CacheDiTError
+from cache_dit.errors import ConfigError
+
 ray = pytest.importorskip("ray")
 
 
@@ -34,12 +37,11 @@ class Counting:
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
-    # Ray leaves files and sockets of its own open.
     ray.init(
         num_cpus=4,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path), "GLOO_SOCKET_IFNAME": "lo"}},
         include_dashboard=False,
-        _node_ip_address="127.0.0.1",
+        _node_ip_address="127.0.0.2",  # in place of 127.0.0.1 Ray takes the address in the network
         log_to_driver=False,
         configure_logging=False,
         object_store_memory=80 * 2**20,
@@ -66,3 +68,58 @@ def test_forty_requests_with_an_actor_that_dies(tmp_path: Path) -> None:
     done = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     assert sorted(int(number) for number, _ in done) == sorted([*range(40), 17])
     assert len({process for _, process in done}) == 3
+
+
+class Adding:
+    """A pipeline of several ranks: each adds its number to the sum of all; one rank may die, once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, number: int, dies: bool = False) -> float:
+        import torch
+        import torch.distributed as dist
+
+        if dies and dist.get_rank() == 1 and not (self.folder / "died").exists():
+            (self.folder / "died").touch()
+            os._exit(1)
+        total = torch.tensor(float(number * (1 + dist.get_rank())))
+        dist.all_reduce(total)
+        return total.item()
+
+
+def test_ranks_of_a_copy_work_together_and_are_replaced_together(tmp_path: Path) -> None:
+    from cache_dit.parallelism.ray import RayPipeline
+
+    requests = [*numbers(1, 2), {"number": 3, "dies": True}, *numbers(4)]
+    with RayPipeline(functools.partial(Adding, tmp_path), ranks_per_replica=2) as pipe:
+        assert pipe(requests) == [3.0, 6.0, 9.0, 12.0]
+
+
+def test_errors_name_the_request(tmp_path: Path) -> None:
+    with counting(tmp_path, replicas=1, dies_at=5, always=True, max_attempts=2) as pipe:
+        with pytest.raises(CacheDiTError, match=r"(?s)Request 1 failed.*a negative number"):
+            pipe(numbers(3, -1, 4))
+        # The copy is a new one, and goes on.
+        results = pipe.stream(numbers(6, 5))
+        assert next(results) == 60
+        with pytest.raises(CacheDiTError, match="Request 1 was given up: its actors died 2 times"):
+            next(results)
+
+
+def failing() -> Any:
+    raise OSError("no such model")
+
+
+def test_a_pipeline_that_cannot_be_loaded() -> None:
+    from cache_dit.parallelism.ray import RayPipeline
+
+    with pytest.raises(CacheDiTError, match=r"(?s)could not load the pipeline.*no such model"):
+        RayPipeline(failing)
+
+
+def test_numbers_are_checked() -> None:
+    from cache_dit.parallelism.ray import RayPipeline
+
+    with pytest.raises(ConfigError, match="num_replicas"):
+        RayPipeline(failing, num_replicas=0)

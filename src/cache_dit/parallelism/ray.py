@@ -14,10 +14,8 @@ import ray
 from cache_dit.caching.options import whole
 from cache_dit.errors import CacheDiTError
 
-Request = Mapping[str, Any]
 
-
-def call_pipeline(pipe: Any, request: Request) -> Any:
+def call_pipeline(pipe: Any, request: Mapping[str, Any]) -> Any:
     """What is done with a request unless something else is said: `pipe(**request)`."""
     return pipe(**request)
 
@@ -74,11 +72,11 @@ class RayPipeline:
             self.close()
             raise CacheDiTError(f"An actor could not load the pipeline: {error}") from error
 
-    def __call__(self, requests: Iterable[Request]) -> list[Any]:
+    def __call__(self, requests: Iterable[Any]) -> list[Any]:
         """The results of all requests, in their order; see `stream`."""
         return list(self.stream(requests))
 
-    def stream(self, requests: Iterable[Request]) -> Iterator[Any]:
+    def stream(self, requests: Iterable[Any]) -> Iterator[Any]:
         """The results in the order of the requests, each as soon as it and those before it are there.
 
         Requests are taken from the iterable as copies become free. One stream runs at a time.
