@@ -101,7 +101,7 @@ def metrics(
     fid_features: Annotated[
         Path | None,
         typer.Option(
-            help="TorchScript file of the network whose features FID compares.",
+            help="Weights of FID's InceptionV3 (.pth, .safetensors), or a network as TorchScript (.pt).",
             show_default="$FID_MODEL_PATH",
             rich_help_panel=_MODELS,
         ),

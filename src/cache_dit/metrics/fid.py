@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from cache_dit.errors import ConfigError
+from cache_dit.metrics.inception import Inception
 from cache_dit.metrics.measured import Measured
 from cache_dit.metrics.options import NotGivenError, Options, Run
 from cache_dit.metrics.pictures import PathLike, existing, load_batch, pictures_in, same_size
+from cache_dit.metrics.weights import read_state
 
 FID_MODEL = "FID_MODEL_PATH"
 # [n, 3, height, width] in uint8 -> [n, features].
@@ -37,10 +39,11 @@ def compute_fid(
     Args:
         true: Folder of the reference pictures.
         test: Folder of the others. Names and numbers of the pictures need not agree.
-        features: What sees the pictures: a function that gets pictures as uint8 [n, 3, height, width] on the
-            device and gives features [n, any], or the path of a TorchScript file of such a function. One
-            whose forward has an argument `return_features` gets it as True, as InceptionV3 in the form of
-            StyleGAN's `inception-2015-12-05.pt` wants. Default None: the file that FID_MODEL_PATH names.
+        features: What sees the pictures: the path of the weights of FID's InceptionV3 (`.pth` or
+            `.safetensors`, such as `pt_inception-2015-12-05-6726825d.pth`); or a function that gets pictures
+            as uint8 [n, 3, height, width] on the device and gives features [n, any]; or the path of a
+            TorchScript file (`.pt`) of such a function, which gets `return_features=True` if it has that
+            argument. Default None: the file that FID_MODEL_PATH names.
         options: See `Options`. There is no value of an item, so `per_item` is refused.
 
     Returns:
@@ -57,7 +60,7 @@ def compute_fid(
     folders = [existing(path) for path in (true, test)]
     if files := [str(folder) for folder in folders if not folder.is_dir()]:
         raise NotGivenError(f"{files[0]} is a file, and FID compares sets of pictures; give folders.")
-    extract = features if callable(features) else _scripted(features, run.device)
+    extract = features if callable(features) else _read(features, run.device)
     first, second = (_features(folder, extract, run) for folder in folders)
     return Measured.whole(frechet_distance(*_moments(first), *_moments(second)), len(second))
 
@@ -108,14 +111,19 @@ def _features(folder: Path, extract: Extractor, run: Run) -> Tensor:
     return torch.cat(found)
 
 
-def _scripted(path: PathLike | None, device: torch.device) -> Extractor:
+def _read(path: PathLike | None, device: torch.device) -> Extractor:
     place = path if path is not None else os.environ.get(FID_MODEL)
     if place is None:
         raise NotGivenError(
-            "features of FID are not given; give features=, a function or the path of a TorchScript file, "
+            "features of FID are not given; give features=, a function or the path of InceptionV3's weights, "
             f"or set {FID_MODEL} to that path."
         )
     file = existing(place)
+    scripted = file.suffix not in (".pth", ".safetensors")
+    return _scripted(file, device) if scripted else Inception(read_state(file), device)
+
+
+def _scripted(file: Path, device: torch.device) -> Extractor:
     try:
         with warnings.catch_warnings():
             # torch prefers torch.export now, but the extractors that are in use are TorchScript.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Unpack
 
 import torch
@@ -21,9 +20,9 @@ from cache_dit.metrics.measured import Measured
 from cache_dit.metrics.options import NotGivenError, Options, Run
 from cache_dit.metrics.pairs import measure_pairs
 from cache_dit.metrics.pictures import PathLike, existing
+from cache_dit.metrics.weights import WEIGHTS, misfits, read_state
 
 LPIPS_FOLDER = "LPIPS_MODEL_DIR"
-_ENDINGS = (".safetensors", ".pth", ".pt")
 # ImageNet's mean and deviation for pictures from -1 to 1, rounded as in the LPIPS release.
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _EPSILON = 1e-10
@@ -146,7 +145,7 @@ def network_of(state: Mapping[str, Tensor]) -> Network:
     Raises:
         ConfigError: It is neither AlexNet nor VGG16, or a weight or a head is missing or of another shape.
     """
-    wrong = {network: _wrong(network, state) for network in (ALEXNET, VGG16)}
+    wrong = {network: misfits(state, shapes(network)) for network in (ALEXNET, VGG16)}
     network = min(wrong, key=lambda network: len(wrong[network]))
     if wrong[network]:
         raise ConfigError(
@@ -170,46 +169,18 @@ def read_weights(weights: PathLike | None) -> dict[str, Tensor]:
             f"the LPIPS release into one folder, and give weights=FOLDER or set {LPIPS_FOLDER} to it."
         )
     path = existing(place)
-    files = sorted(child for child in path.iterdir() if child.suffix in _ENDINGS) if path.is_dir() else [path]
+    files = sorted(child for child in path.iterdir() if child.suffix in WEIGHTS) if path.is_dir() else [path]
     if not files:
-        raise ConfigError(f"{path} has no weights ({', '.join(_ENDINGS)}); give another folder.")
+        raise ConfigError(f"{path} has no weights ({', '.join(WEIGHTS)}); give another folder.")
     state: dict[str, Tensor] = {}
     for file in files:
-        read = _read(file)
+        read = read_state(file)
         if twice := sorted(state.keys() & read.keys()):
             raise ConfigError(
                 f"{twice[0]} is in {file} and in another file of {path}; keep one network there."
             )
         state |= read
     return state
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    import pickle
-
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        # weights_only: a file from elsewhere is data and must not run code.
-        state = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ConfigError(f"{file} holds no weights that can be read: {error}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(values, Tensor) for values in state.values()):
-        raise ConfigError(f"{file} is no dictionary of tensors; save the state dict of the network.")
-    return dict(state)
-
-
-def _wrong(network: Network, state: Mapping[str, Tensor]) -> list[str]:
-    return [
-        f"{name} should be {list(shape)} and is {list(state[name].shape) if name in state else 'missing'}"
-        for name, shape in shapes(network).items()
-        if name not in state or tuple(state[name].shape) != shape
-    ]
 
 
 def shapes(network: Network) -> dict[str, tuple[int, ...]]:
