@@ -397,3 +397,18 @@ def test_the_commands_of_the_documentation() -> None:
         start, *words = shlex.split(line.removeprefix("$ "))
         assert [start, words[0]] == ["cache-dit", "bench"]
         bench.commands[words[1]].make_context(words[1], words[2:])  # reads the options, runs nothing
+
+
+def test_metrics_that_need_weights(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from cache_dit.metrics.lpips import ALEXNET, shapes
+
+    torch.manual_seed(0)
+    save_file(
+        {name: torch.rand(shape) for name, shape in shapes(ALEXNET).items()}, tmp_path / "w.safetensors"
+    )
+    more = ("--metrics", "lpips", "--lpips-weights", str(tmp_path / "w.safetensors"), "--json")
+    base, *others = json.loads(_run(undisturbed[0], *more).stdout)["rows"]
+    assert base["lpips"] is None
+    assert all(row["lpips"] > 0 for row in others)
