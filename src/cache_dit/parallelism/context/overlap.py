@@ -8,6 +8,7 @@ is taken.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -148,6 +149,8 @@ def overlapping(kind: type, overlap: Overlap, send: Callable[[Iterator[Made]], S
     call: Callable[..., Any] = kind.__call__
     signature = inspect.signature(call)
 
+    # Attention modules pass on what the signature names.
+    @functools.wraps(call)
     def __call__(self: Any, attn: Any, *args: Any, **kwargs: Any) -> Any:
         if getattr(attn, "fused_projections", False):
             return call(self, attn, *args, **kwargs)

@@ -1,0 +1,420 @@
+"""What every rank does in the tests of context parallelism; started by `parallel_harness`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tiny.models import FLUX, QWEN_IMAGE, TINY_MODELS, WAN, TinyModel, output_of, tiny_model
+from tiny.runs import Denoising, decisions, small_flux
+from torch import Tensor, nn
+
+import cache_dit
+from cache_dit import (
+    CacheConfig,
+    CalibratorConfig,
+    DBCacheConfig,
+    DiCacheCalibratorConfig,
+    DiCacheConfig,
+    DMDCalibratorConfig,
+    EasyCacheConfig,
+    FreqCaCalibratorConfig,
+    IntervalConfig,
+    Place,
+    SpeCaConfig,
+    SurpriseConfig,
+    TaylorSeerCalibratorConfig,
+    TeaCacheConfig,
+    ToCaConfig,
+    ToleranceConfig,
+)
+from cache_dit.parallelism import ParallelismConfig
+from cache_dit.parallelism.context.plans import CONTEXT_PLANS
+
+Case = Callable[[], Any]
+STEPS = 8
+
+MODELS = {tiny.id: tiny for tiny in TINY_MODELS if tiny.name in CONTEXT_PLANS}
+TOKEN_REPLACE = "HunyuanVideoTransformer3DModel-token_replace"
+# Inputs with which tokens do not go side by side, and are said not to.
+REFUSED = {
+    (TOKEN_REPLACE, ""): "first frame's",
+    **{
+        (f"SD3Transformer2DModel{label}", variant): "left out"
+        for label in ("", "-dual_attention")
+        for variant in ("skip_layers", "skip_first_layer", "skip_last_layer", "skip_layers_controlnet")
+    },
+    **{
+        ("ChromaTransformer2DModel", variant): "told by their number"
+        for variant in ("controlnet", "controlnet_repeat")
+    },
+    ("Flux2Transformer2DModel-kv", "kv_cached"): "not covered",
+    ("GlmImageTransformer2DModel", "condition_image"): "not covered",
+}
+FAMILIES = (FLUX, QWEN_IMAGE, WAN, tiny_model("ZImageTransformer2DModel"))
+OVERLAPPED = (
+    *FAMILIES[:2],
+    *(tiny_model(f"{name}Transformer2DModel") for name in ("Flux2", "ZImage", "OvisImage", "LongCatImage")),
+)
+ASYNC = {"ulysses_size": 2, "ulysses_async": True}
+MODES: dict[int, dict[str, dict[str, Any]]] = {
+    2: {
+        "ulysses": {"ulysses_size": 2},
+        "ring": {"ring_size": 2},
+        "ring_p2p": {"ring_size": 2, "ring_rotate_method": "p2p"},
+    },
+    4: {
+        "ulysses": {"ulysses_size": 4},
+        "ring": {"ring_size": 4},
+        "ring_p2p": {"ring_size": 4, "ring_rotate_method": "p2p"},
+        "usp": {"ring_size": 2, "ulysses_size": 2},
+        "usp_p2p": {"ring_size": 2, "ulysses_size": 2, "ring_rotate_method": "p2p"},
+        "tp_ulysses": {"tp_size": 2, "ulysses_size": 2},
+        "tp_ring": {"tp_size": 2, "ring_size": 2},
+    },
+}
+GATED: dict[str, Any] = {
+    "Fn_compute_blocks": 1,
+    "max_warmup_steps": 2,
+    "residual_diff_threshold": 0.65,
+    "max_continuous_cached_steps": 2,
+    "num_inference_steps": STEPS,
+}
+METHODS: dict[str, tuple[CacheConfig, CalibratorConfig | None]] = {
+    "dbcache": (DBCacheConfig(**GATED), None),
+    "taylor": (DBCacheConfig(**GATED), TaylorSeerCalibratorConfig()),
+    "teacache": (TeaCacheConfig(rel_l1_thresh=0.4, num_inference_steps=STEPS), None),
+    "dicache": (DiCacheConfig(threshold=0.6, num_inference_steps=STEPS), DiCacheCalibratorConfig()),
+    "surprise": (SurpriseConfig(threshold=0.85, num_inference_steps=STEPS), None),
+    "tolerance": (
+        ToleranceConfig(place=Place.MIDDLE, tolerance=1.0, num_inference_steps=STEPS),
+        TaylorSeerCalibratorConfig(),
+    ),
+    "speca": (
+        SpeCaConfig(tolerance=1.2, decay=1.0, unchecked_drafts=0, num_inference_steps=STEPS),
+        TaylorSeerCalibratorConfig(),
+    ),
+    "easycache": (EasyCacheConfig(threshold=0.6, max_warmup_steps=2, num_inference_steps=STEPS), None),
+    "interval": (IntervalConfig(interval=2, num_inference_steps=STEPS), None),
+    "attention": (IntervalConfig(interval=2, num_inference_steps=STEPS, place=Place.ATTENTION), None),
+    "dmd": (IntervalConfig(interval=3, max_warmup_steps=5, num_inference_steps=STEPS), DMDCalibratorConfig()),
+}
+
+
+def cases(size: int) -> dict[str, Case]:
+    """All cases for so many ranks, by name."""
+    found: dict[str, Case] = dict(_exactness(size))
+    for method in METHODS:
+        found[f"cached {method}"] = functools.partial(cached, method, size)
+    if size == 2:
+        found |= {
+            f"plan {tiny.id} {variant}": functools.partial(planned, tiny, variant)
+            for tiny in MODELS.values()
+            for variant in ("", *tiny.variants)
+        }
+        found |= {
+            "skips_block_0": skips_block_0,
+            "disagreement": disagreement,
+            "refusals": refusals,
+            "failed": failed_installation,
+            "float8": float8,
+            **{f"async {tiny.name}": functools.partial(exactness, tiny, ASYNC) for tiny in OVERLAPPED},
+            "lengths": lengths_inside,
+            "compiled": compiled,
+            "backend": backend,
+        }
+    if size == 4:
+        found |= {"replicas": replicas, "engine": engine_of_the_user, "mesh": mesh}
+    return found
+
+
+def _exactness(size: int) -> Iterator[tuple[str, Case]]:
+    for mode, sizes in MODES[size].items():
+        for tiny in FAMILIES:
+            yield f"{mode} {tiny.name}", functools.partial(exactness, tiny, sizes)
+
+
+def error(wanted: tuple[Tensor, ...], got: tuple[Tensor, ...]) -> float:
+    """Largest absolute difference."""
+    return max(float((a - b).abs().max()) for a, b in zip(wanted, got, strict=True))
+
+
+def exactness(tiny: TinyModel, sizes: dict[str, Any]) -> float:
+    """A forward of ranks together against one process."""
+    model = tiny.build()
+    wanted = output_of(model, tiny.inputs(0))
+    cache_dit.enable_cache(model, parallelism_config=ParallelismConfig(ulysses_anything=True, **sizes))
+    got = output_of(model, tiny.inputs(0))
+    cache_dit.disable_cache(model)
+    return max(error(wanted, got), error(wanted, output_of(model, tiny.inputs(0))))
+
+
+def planned(tiny: TinyModel, variant: str) -> dict[str, Any]:
+    """Every plan, with all inputs that its class knows."""
+    inputs = tiny.variants[variant] if variant else tiny.inputs
+    model = tiny.build()
+    wanted = output_of(model, inputs(0))
+    config = ParallelismConfig(ulysses_size=2, ulysses_anything=True)
+    cache_dit.enable_cache(model, parallelism_config=config)
+    try:
+        got = output_of(model, inputs(0))
+    except cache_dit.CacheDiTError as refused:
+        return {"refused": str(refused)}
+    finally:
+        cache_dit.disable_cache(model)
+    return {"error": error(wanted, got), "scale": float(wanted[0].abs().max())}
+
+
+def run(model: nn.Module, method: str) -> tuple[Tensor, str]:
+    """A whole run with one method; its result and its decisions."""
+    cache_config, calibrator = METHODS[method]
+    cache_dit.enable_cache(model, cache_config, calibrator)
+    made = Denoising(model, 3, STEPS).finish()
+    return made, decisions(model)
+
+
+def cached(method: str, size: int) -> dict[str, Any]:
+    """Decisions and result of ranks together against one process."""
+    model = small_flux()
+    wanted, alone = run(model, method)
+    cache_dit.disable_cache(model)
+    sizes = {"ulysses_size": 2} if size == 2 else {"ulysses_size": 2, "ring_size": 2}
+    cache_dit.enable_cache(model, parallelism_config=ParallelismConfig(ulysses_anything=True, **sizes))
+    got, together = run(model, method)
+    return {"error": error((wanted,), (got,)), "alone": alone, "together": together}
+
+
+def skips_block_0() -> dict[str, Any]:
+    """Qwen-Image and Wan, whose sequence is cut at the first block, where that one is skipped too."""
+    found = {}
+    for tiny in (QWEN_IMAGE, WAN):
+        model = tiny.build()
+        config = IntervalConfig(interval=2, max_warmup_steps=1, num_inference_steps=4)
+        results = []
+        for together in (False, True):
+            if together:
+                cache_dit.enable_cache(
+                    model, parallelism_config=ParallelismConfig(ulysses_size=2, ulysses_anything=True)
+                )
+            cache_dit.enable_cache(model, config)
+            outputs = [output_of(model, tiny.inputs(seed)) for seed in range(4)]
+            results.append((outputs, decisions(model)))
+            cache_dit.disable_cache(model)
+        (wanted, alone), (got, shared) = results
+        found[tiny.name] = {"error": max(map(error, wanted, got)), "alone": alone, "together": shared}
+    return found
+
+
+def disagreement() -> dict[str, float]:
+    """Runs whose ranks would decide differently, each for itself, again and again."""
+    apart, together = 0, 0
+    model = small_flux()
+    config = ParallelismConfig(ulysses_size=2, ulysses_anything=True)
+    cache_dit.enable_cache(model, parallelism_config=config)
+    inputs = FLUX.inputs(0) | {"return_dict": False}
+    changed = inputs["hidden_states"].clone()
+    half = changed.shape[1] // 2
+    # One rank's half of the picture moves, the other's stays.
+    changed[:, half:] += 0.5 * torch.randn(
+        changed[:, half:].shape, generator=torch.Generator().manual_seed(1)
+    )
+    change = _local_change(model, inputs, changed)
+    low, high = sorted(_everywhere(change))
+    for turn in range(50):
+        threshold = low + (high - low) * (turn + 0.5) / 50
+        gate = DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=1, residual_diff_threshold=threshold)
+        cache_dit.enable_cache(model, gate)
+        with cache_dit.Request(num_inference_steps=2):
+            _two_steps(model, inputs, changed)
+        chosen = _everywhere(decisions(model) == "CS")
+        local = _everywhere(change < threshold)
+        apart += local[0] != local[1]
+        together += chosen[0] == chosen[1]
+    return {"apart": apart, "together": together, "change": change}
+
+
+@torch.no_grad()
+def _two_steps(model: nn.Module, inputs: dict[str, Any], changed: Tensor) -> None:
+    for step, latents in enumerate((inputs["hidden_states"], changed)):
+        model(**inputs | {"hidden_states": latents, "timestep": torch.full((2,), 1 - 0.001 * step)})
+
+
+def _local_change(model: nn.Module, inputs: dict[str, Any], changed: Tensor) -> float:
+    """What this rank would measure of its own tokens, from the residual of the first block."""
+    parts: list[Tensor] = []
+    block = model.get_submodule("transformer_blocks.0")
+    handle = block.register_forward_hook(
+        lambda _, args, kwargs, out: parts.append(out[1] - kwargs["hidden_states"]), with_kwargs=True
+    )
+    _two_steps(model, inputs, changed)
+    handle.remove()
+    return float((parts[1] - parts[0]).abs().mean() / parts[0].abs().mean())
+
+
+def _everywhere(number: float) -> list[float]:
+    mine = torch.tensor([number], dtype=torch.float64)
+    both = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(both, mine)
+    return [float(one) for one in both]
+
+
+def refusals() -> dict[str, str]:
+    """What is said where something does not go together; the model is as it was."""
+
+    def said(target: Any, **options: Any) -> str:
+        try:
+            cache_dit.enable_cache(target, **options)
+        except cache_dit.CacheDiTError as refused:
+            return str(refused)
+        cache_dit.disable_cache(target)
+        return ""
+
+    ulysses = ParallelismConfig(ulysses_size=2, ulysses_anything=True)
+    flux = small_flux()
+    found = {
+        "along_tokens": said(
+            flux,
+            cache_config=DBCacheConfig(Fn_compute_blocks=1),
+            calibrator_config=FreqCaCalibratorConfig(),
+            parallelism_config=ulysses,
+        ),
+        "chooses_tokens": said(flux, cache_config=ToCaConfig(), parallelism_config=ulysses),
+        "no_plan": said(tiny_model("SanaTransformer2DModel").build(), parallelism_config=ulysses),
+        "size": said(flux, parallelism_config=ParallelismConfig(ulysses_size=3)),
+    }
+    cache_dit.enable_cache(flux, parallelism_config=ulysses)
+    found["twice"] = said(flux, parallelism_config=ulysses)
+    cache_dit.disable_cache(flux)
+    cache_dit.enable_cache(flux, parallelism_config=ParallelismConfig(ulysses_size=2))
+    try:
+        output_of(flux, FLUX.inputs(0))
+    except cache_dit.CacheDiTError as refused:
+        found["uneven"] = str(refused)
+    cache_dit.disable_cache(flux)
+    return found
+
+
+def failed_installation() -> dict[str, bool]:
+    """A cache that does not fit leaves a model neither cached nor spread."""
+    model = small_flux()
+    kinds = [type(part) for part in model.modules()]
+    wanted = output_of(model, FLUX.inputs(0))
+    try:
+        cache_dit.enable_cache(
+            model,
+            cache_config=ToCaConfig(),
+            parallelism_config=ParallelismConfig(ulysses_size=2, ulysses_anything=True),
+        )
+        raised = False
+    except cache_dit.CacheDiTError:
+        raised = True
+    same = [type(part) for part in model.modules()] == kinds
+    return {"raised": raised, "same": same, "equal": error(wanted, output_of(model, FLUX.inputs(0))) == 0.0}
+
+
+def float8() -> float:
+    """Relative L2 error of a forward whose queries and values travel as float8."""
+    model = FLUX.build()
+    wanted = output_of(model, FLUX.inputs(0))[0]
+    config = ParallelismConfig(ulysses_size=2, ulysses_anything=True, ulysses_float8=True)
+    cache_dit.enable_cache(model, parallelism_config=config)
+    got = output_of(model, FLUX.inputs(0))[0]
+    return float((wanted - got).norm() / wanted.norm())
+
+
+def lengths_inside() -> list[int]:
+    """How many tokens of image and text a block works on."""
+    model = small_flux()
+    seen: list[int] = []
+    block = model.get_submodule("transformer_blocks.1")
+    block.register_forward_hook(lambda _, args, out: seen.extend(part.shape[1] for part in out))
+    cache_dit.enable_cache(model, parallelism_config=ParallelismConfig(ulysses_size=2, ulysses_anything=True))
+    output_of(model, FLUX.inputs(0))
+    return seen
+
+
+def compiled() -> dict[str, Any]:
+    """Blocks compiled in one piece, with even sequences and any."""
+    found = {}
+    for name, options in (("even", {}), ("uneven", {"ulysses_anything": True})):
+        torch._dynamo.reset()
+        model = small_flux()
+        model.transformer_blocks = model.transformer_blocks[:1]
+        model.single_transformer_blocks = model.single_transformer_blocks[:1]
+        inputs = _even(FLUX.inputs(0)) if name == "even" else FLUX.inputs(0)
+        wanted = output_of(model, inputs)
+        cache_dit.enable_cache(model, parallelism_config=ParallelismConfig(ulysses_size=2, **options))
+        model.compile_repeated_blocks(fullgraph=name == "even", backend="eager")
+        found[name] = error(wanted, output_of(model, inputs))
+    return found
+
+
+def _even(inputs: dict[str, Any]) -> dict[str, Any]:
+    return inputs | {
+        "encoder_hidden_states": inputs["encoder_hidden_states"][:, :4],
+        "txt_ids": inputs["txt_ids"][:4],
+    }
+
+
+def backend() -> dict[str, Any]:
+    """The attention backend of the configuration, on one model alone."""
+    model, other = small_flux(), small_flux()
+    wanted = output_of(model, FLUX.inputs(0))
+    config = ParallelismConfig(ulysses_size=2, ulysses_anything=True, attention_backend="_native_math")
+    cache_dit.enable_cache(model, parallelism_config=config)
+    inside = str(model.transformer_blocks[0].attn.processor._attention_backend)
+    found = {"error": error(wanted, output_of(model, FLUX.inputs(0))), "inside": inside}
+    cache_dit.disable_cache(model)
+    return found | {
+        "after": model.transformer_blocks[0].attn.processor._attention_backend,
+        "other": other.transformer_blocks[0].attn.processor._attention_backend,
+    }
+
+
+def replicas() -> dict[str, Any]:
+    """Two samples on two ranks each: they decide for themselves."""
+    seed = 3 + dist.get_rank() // 2
+    model = small_flux()
+    cache_dit.enable_cache(model, *METHODS["dbcache"])
+    alone = decisions_of(model, seed)
+    cache_dit.disable_cache(model)
+    config = ParallelismConfig(ulysses_size=2, ulysses_anything=True)
+    cache_dit.enable_cache(model, *METHODS["dbcache"], parallelism_config=config)
+    return {"alone": alone, "together": decisions_of(model, seed)}
+
+
+def decisions_of(model: nn.Module, seed: int) -> str:
+    """Those of a run from one seed."""
+    Denoising(model, seed, STEPS).finish()
+    return decisions(model)
+
+
+def engine_of_the_user() -> dict[str, Any]:
+    """A process group alone: nothing is installed, and ranks with different inputs decide together."""
+    rank = dist.get_rank()
+    group = dist.new_group([rank // 2 * 2, rank // 2 * 2 + 1], use_local_synchronization=True)
+    model = small_flux()
+    kinds = [type(part.processor) for part in model.modules() if hasattr(part, "processor")]
+    config = ParallelismConfig(process_group=group)
+    cache_dit.enable_cache(model, *METHODS["dbcache"], parallelism_config=config)
+    same = kinds == [type(part.processor) for part in model.modules() if hasattr(part, "processor")]
+    return {"same": same, "decisions": decisions_of(model, 3 + rank)}
+
+
+def mesh() -> dict[str, Any]:
+    """Sizes and members of the groups."""
+    from cache_dit.parallelism.mesh import share
+
+    made = share(ParallelismConfig(ulysses_size="auto", tp_size=2))
+    assert made.mesh is not None
+    assert made.context is not None
+    return {
+        "shape": list(made.mesh.shape),
+        "names": list(made.mesh.mesh_dim_names or ()),
+        "context": dist.get_process_group_ranks(made.context),
+        "group": dist.get_process_group_ranks(made.group),
+        "label": made.label,
+    }

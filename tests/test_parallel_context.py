@@ -1,0 +1,142 @@
+"""Context parallelism on 2 and 4 ranks under gloo, against one process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parallel_harness import outcomes
+from parallel_worker_context import FAMILIES, MODELS, MODES, OVERLAPPED, REFUSED
+
+from cache_dit.errors import ConfigError, ConfigTypeError
+from cache_dit.parallelism import ParallelismConfig
+from cache_dit.parallelism.context.plans import CONTEXT_PLANS
+
+TOLERANCE = 1e-5
+Results = dict[int, dict[str, list[Any]]]
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What every rank returned in each case, by the number of ranks."""
+    base = tmp_path_factory.getbasetemp()
+    # All workers of one session share what is computed.
+    folder: Path = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return {size: outcomes("parallel_worker_context", size, folder) for size in (2, 4)}
+
+
+def everywhere(results: Results, size: int, case: str) -> Any:
+    """What all ranks returned; they must agree."""
+    first, *others = results[size][case]
+    assert not (isinstance(first, dict) and "raised" in first and isinstance(first["raised"], str)), first[
+        "raised"
+    ]
+    for other in others:
+        assert other == first
+    return first
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "name"),
+    [(size, mode, tiny.name) for size, modes in MODES.items() for mode in modes for tiny in FAMILIES],
+)
+def test_ranks_together_are_one_process(results: Results, size: int, mode: str, name: str) -> None:
+    assert everywhere(results, size, f"{mode} {name}") <= TOLERANCE
+
+
+def test_at_least_the_classes_of_the_reference_have_a_plan() -> None:
+    assert len(CONTEXT_PLANS) >= 32
+    assert set(CONTEXT_PLANS) == {tiny.name for tiny in MODELS.values()}
+
+
+@pytest.mark.parametrize(
+    ("model", "variant"), [(one.id, variant) for one in MODELS.values() for variant in ("", *one.variants)]
+)
+def test_every_plan_with_every_input(results: Results, model: str, variant: str) -> None:
+    outcome = everywhere(results, 2, f"plan {model} {variant}")
+    if (model, variant) in REFUSED:
+        assert REFUSED[model, variant] in outcome["refused"]
+    else:
+        assert outcome["error"] <= TOLERANCE < outcome["scale"]
+
+
+def test_a_block_works_on_its_part(results: Results) -> None:
+    # 5 tokens of text and 16 of the picture: the first rank has the odd one.
+    assert results[2]["lengths"] == [[3, 8], [2, 8]]
+
+
+def test_float8_is_near(results: Results) -> None:
+    assert 1e-6 < everywhere(results, 2, "float8") < 2e-2
+
+
+@pytest.mark.parametrize("name", [tiny.name for tiny in OVERLAPPED])
+def test_exchanges_that_overlap_change_nothing(results: Results, name: str) -> None:
+    assert everywhere(results, 2, f"async {name}") <= TOLERANCE
+
+
+def test_blocks_are_compiled(results: Results) -> None:
+    outcome = everywhere(results, 2, "compiled")
+    assert max(outcome["even"], outcome["uneven"]) <= TOLERANCE
+
+
+def test_the_attention_backend_is_that_of_one_model(results: Results) -> None:
+    outcome = everywhere(results, 2, "backend")
+    assert outcome["error"] <= TOLERANCE
+    assert "_native_math" in outcome["inside"].lower()
+    assert outcome["after"] is outcome["other"] is None
+
+
+def test_what_does_not_go_together_is_refused(results: Results) -> None:
+    said = everywhere(results, 2, "refusals")
+    assert "FreqCa looks along the whole sequence" in said["along_tokens"]
+    assert "chooses tokens" in said["chooses_tokens"]
+    assert "SanaTransformer2DModel has no context plan" in said["no_plan"]
+    assert "ulysses_size=3 need a multiple of 3 processes but there are 2" in said["size"]
+    assert "disable_cache first" in said["twice"]
+    assert "encoder_hidden_states has 5 tokens" in said["uneven"]
+    assert "ulysses_anything=True" in said["uneven"]
+
+
+def test_a_failure_leaves_the_model_as_it_was(results: Results) -> None:
+    assert everywhere(results, 2, "failed") == {"raised": True, "same": True, "equal": True}
+
+
+def test_groups(results: Results) -> None:
+    for rank, made in enumerate(results[4]["mesh"]):
+        assert made["shape"] == [1, 2, 2]
+        assert made["names"] == ["ring", "ulysses", "tp"]
+        assert made["context"] == [rank % 2, rank % 2 + 2]
+        assert made["group"] == [0, 1, 2, 3]
+        assert made["label"] == "Ulysses2_TP2"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "neither a size nor a process_group"),
+        ({"ulysses_size": 0}, "ulysses_size is 0"),
+        ({"ulysses_size": "all"}, "ulysses_size is 'all'"),
+        ({"ulysses_size": "auto", "tp_size": "auto"}, "ulysses_size and tp_size are 'auto'"),
+        ({"ring_size": 2, "ulysses_float8": True}, "ulysses_float8 is True but ulysses_size is None"),
+        ({"ring_size": 2, "ring_rotate_method": "alltoall"}, "ring_rotate_method is 'alltoall'"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        ParallelismConfig(**options)
+
+
+def test_options_have_types() -> None:
+    with pytest.raises(ConfigTypeError, match="no option 'ulysses'"):
+        ParallelismConfig(ulysses=2)  # type: ignore[call-arg]
+    with pytest.raises(ConfigTypeError, match="extra_parallel_modules is of type str"):
+        ParallelismConfig(ulysses_size=2, extra_parallel_modules="vae")
+
+
+def test_sizes_fill_the_processes() -> None:
+    made = ParallelismConfig(ulysses_size="auto", tp_size=2).resolved(8)
+    assert (made.ring_size, made.ulysses_size, made.tp_size) == (1, 4, 2)
+    with pytest.raises(ConfigError, match="multiple of 3"):
+        ParallelismConfig(ring_size=3).resolved(8)
