@@ -291,12 +291,18 @@ def even_tokens(seed: int) -> Any:
 
 def through_enable_cache(**sizes: int | bool) -> Any:
     """A run of FLUX with parallelism and cache, by `enable_cache` alone, and what `disable_cache` leaves."""
-    tiny = dataclasses.replace(tiny_model("FluxTransformer2DModel"), inputs=even_tokens)
+    tiny = tiny_model("FluxTransformer2DModel")
+    if not sizes.get("ulysses_anything"):
+        tiny = dataclasses.replace(tiny, inputs=even_tokens)
     build = with_config(tiny, num_attention_heads=4, **SHORT[tiny.name])
     (expected, taken), model = cached_run(build(), tiny), build()
     before, kept = structure(model), {name: value.clone() for name, value in model.state_dict().items()}
     cache_dit.enable_cache(model, GATED, parallelism_config=ParallelismConfig(**sizes))
+    query: Any = model.get_submodule("transformer_blocks.0.attn.to_q")
+    seen: list[Any] = []
+    hook = query.register_forward_hook(lambda _, given, put: seen.append([given[0].shape[1], put.shape[2]]))
     outputs = [output for step in range(STEPS) for output in output_of(model, glide(tiny, step))]
+    hook.remove()
     again = decisions(model)
     cache_dit.disable_cache(model)
     plain = list(output_of(model, tiny.inputs(0)))
@@ -304,8 +310,9 @@ def through_enable_cache(**sizes: int | bool) -> Any:
         "error": 0.0,
         "cached_error": furthest(expected, outputs),
         "decisions": [taken, again],
-        "local": 0,
-        "whole": 1,
+        "local": seen[0][1],
+        "whole": query.out_features,
+        "tokens": [seen[0][0], tiny.inputs(0)["hidden_states"].shape[1]],
         "restored": structure(model) == before
         and all(torch.equal(value, kept[name]) for name, value in model.state_dict().items()),
         "same_output": all(

@@ -91,7 +91,14 @@ def test_through_enable_cache(shared: Path) -> None:
 
 @pytest.mark.parametrize("name", ["TP4", "TP2 x Ulysses2", "TP2 x Ring2", "TP2 x UAA2"])
 def test_hybrids(name: str, shared: Path) -> None:
-    check(four(shared)[f"hybrid/{name}"])
+    ranks = four(shared)[f"hybrid/{name}"]
+    check(ranks)
+    assert all("S" in rank["decisions"][0] for rank in ranks)
+    context = 1 if name == "TP4" else 2
+    for rank in ranks:
+        own, tokens = rank["tokens"]
+        assert own == tokens // context
+        assert rank["local"] * (4 // context) == rank["whole"]
 
 
 def test_memory_is_divided(shared: Path) -> None:

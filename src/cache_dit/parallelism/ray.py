@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-
 from cache_dit.caching.options import whole
 from cache_dit.errors import CacheDiTError
+
+try:
+    import ray
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{error}; install it: pip install 'cache-dit[ray]'.", name="ray") from error
 
 
 def call_pipeline(pipe: Any, request: Mapping[str, Any]) -> Any:
