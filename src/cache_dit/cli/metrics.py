@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -231,7 +231,7 @@ def _compute(metric: Metric, given: _Given, options: Options) -> Measured:
             raise m.NotGivenError(f"{metric.value} needs prompts; give -p FILE.")
         if metric is Metric.CLIP_SCORE:
             return m.compute_clip_score(given.prompts, given.test, given.clip_model, **options)
-        score = None if given.reward is None else _function(given.reward)
+        score = None if given.reward is None else m.named_score(given.reward)
         return m.compute_image_reward(given.prompts, given.test, score, **options)
     if given.true is None:
         raise m.NotGivenError(f"{metric.value} needs a reference; give -i1.")
@@ -247,23 +247,6 @@ def _compute(metric: Metric, given: _Given, options: Options) -> Measured:
         Metric.VIDEO_SSIM: m.compute_video_ssim,
     }
     return plain[metric](given.true, given.test, **options)
-
-
-def _function(name: str) -> Callable[..., Any]:
-    import importlib
-
-    from cache_dit.errors import ConfigError
-
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"--reward is {name!r}, which cannot be imported: {error}; give MODULE:FUNCTION."
-        ) from error
-    if not callable(function):
-        raise ConfigError(f"--reward is {name!r}, which is no function; give MODULE:FUNCTION.")
-    return function
 
 
 def _as_json(measured: Mapping[str, Measured], left_out: Mapping[str, str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from cache_dit.metrics.lpips import compute_lpips
 from cache_dit.metrics.measured import Measured, interval_of_mean, write_scores
 from cache_dit.metrics.options import NotGivenError, Options
 from cache_dit.metrics.pairs import compute_mse, compute_psnr, compute_ssim
-from cache_dit.metrics.prompts import compute_clip_score, compute_image_reward
+from cache_dit.metrics.prompts import compute_clip_score, compute_image_reward, named_score
 from cache_dit.metrics.video import compute_video_psnr, compute_video_ssim, holds_videos
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "interval_of_mean",
     "write_scores",
     "holds_videos",
+    "named_score",
     "Measured",
     "Options",
     "NotGivenError",

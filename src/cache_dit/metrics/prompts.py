@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, Unpack
@@ -112,6 +113,22 @@ def compute_image_reward(
         "image_reward",
         {item.path.name: float(score(item.prompt, load(item.path))) for (item,) in batches},
     )
+
+
+def named_score(name: str) -> Reward:
+    """Import the function that `module:function` names, as command lines give it.
+
+    Raises:
+        ConfigError: There is no such module, or it has no such function.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{name!r} cannot be imported: {error}; give MODULE:FUNCTION.") from error
+    if not callable(function):
+        raise ConfigError(f"{name!r} is no function; give MODULE:FUNCTION.")
+    return function
 
 
 def _batches(items: list[Prompted], most: int) -> list[list[Prompted]]:
