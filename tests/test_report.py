@@ -36,6 +36,7 @@ from cache_dit.stats import stats as stats_module
 ROOT = Path(__file__).resolve().parents[1]
 COMPARISON = ROOT / "bench" / "results" / "compare.csv"
 HOSTILE = "</style><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>{{ 7 * 7 }}'\""
+RESULTS = ("run.html", "comparison.html")
 VOID = {"meta", "link", "img", "input", "br"}
 
 
@@ -370,9 +371,10 @@ def test_how_near_two_pictures_are() -> None:
 
 
 def test_bars_differ_in_height_and_parts_are_divided() -> None:
-    assert charts.bars([0.0, 1.0, 0.25]) == (
-        "M0.07 0h0.86v100h-0.86zM2.07 25h0.86v75h-0.86z",
-        "M1.07 68h0.86v32h-0.86zM2.07 0h0.86v25h-0.86z",
+    assert charts.bars([0.0, 1.0]) == ("M0.07 0h0.86v100h-0.86z", "M1.07 68h0.86v32h-0.86z")
+    assert charts.bars([1.0, 0.25], divided=True) == (
+        "M1.07 25h0.86v75h-0.86z",
+        "M0.07 0h0.86v100h-0.86zM1.07 0h0.86v25h-0.86z",
     )
 
 
@@ -561,7 +563,7 @@ def test_command_draws_and_reports(tmp_path: Path) -> None:
     text = out.read_text(encoding="utf-8")
     assert "“a red house”" in text
     assert "2 of 4 steps computed" in text
-    assert "times as fast, one run of each" in text
+    assert "times as fast." in text
     assert "PSNR" in text
     Page(text)
 
@@ -587,3 +589,17 @@ def test_command_shows_a_comparison(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert Page((tmp_path / "run.html").read_text(encoding="utf-8")).count("figure", "panel") == 4
     assert issubclass(ConfigError, CacheDiTError)
+
+
+def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every Python block of docs/report.md, one after the other."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/report.md", "exec"), names)
+    run, comparison = (Page((tmp_path / name).read_text(encoding="utf-8")) for name in RESULTS)
+    assert run.count("figure", "track") == 2
+    assert run.count("img") == 4
+    assert comparison.count("figure", "panel") == 1

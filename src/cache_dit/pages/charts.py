@@ -50,10 +50,10 @@ class Dots:
     top: float
 
 
-def bars(skipped: Sequence[float]) -> tuple[str, str]:
+def bars(skipped: Sequence[float], *, divided: bool = False) -> tuple[str, str]:
     """A step each: tall bars for what was computed, low ones for what was skipped.
 
-    Where a part was skipped the bar is tall, and divided: computed below, skipped above.
+    Where there are parts all bars are tall, and divided: computed below, skipped above.
     """
     gap = _GAP if len(skipped) <= _TOUCHING else 0.0
     computed, low = [], []
@@ -62,7 +62,7 @@ def bars(skipped: Sequence[float]) -> tuple[str, str]:
         if share < 1.0:
             computed.append(_box(x, cut, 1.0 - gap, HEIGHT - cut))
         if share:
-            top, height = (HEIGHT - _LOW, _LOW) if share == 1.0 else (0.0, cut)
+            top, height = (0.0, cut) if divided else (HEIGHT - _LOW, _LOW)
             low.append(_box(x, top, 1.0 - gap, height))
     return "".join(computed), "".join(low)
 

@@ -172,7 +172,7 @@ def _tracks(tracks: Sequence[Track]) -> Iterator[_Track]:
     farthest = charts.highest((step.error for track in tracks for step in track.steps), None)
     for track in tracks:
         limit, skipped = _limit(track), [step.skipped > 0.0 for step in track.steps]
-        computed, low = charts.bars([step.skipped for step in track.steps])
+        computed, low = charts.bars([step.skipped for step in track.steps], divided=track.blocks is not None)
         yield _Track(
             title=words.title(track),
             text=words.steps(track),
@@ -254,8 +254,8 @@ def _times(seconds: float | None, reference: float | None) -> _Cost | None:
     longest = max(seconds, reference or 0.0)
     own = _Bar("this run", seconds / longest, words.seconds(seconds), ours=True)
     if reference is None:
-        return _Cost("Time", "One run, start to end.", (own,))
-    text = f"{reference / seconds:.2f} times as fast, one run of each."
+        return _Cost("Time", "Of the whole run.", (own,))
+    text = f"{reference / seconds:.2f} times as fast."
     return _Cost(
         "Time", text, (_Bar("uncached", reference / longest, words.seconds(reference), ours=False), own)
     )

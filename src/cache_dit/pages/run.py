@@ -155,7 +155,7 @@ def _tracks(
         measured = any(step.change is not None for step in steps)
         yield Track(
             lists=stats.lists,
-            branch=branch,
+            branch=branch if len(stats.branches) > 1 else "",
             steps=steps,
             limit=stats.limit if measured else None,
             blocks=blocks,
@@ -205,7 +205,10 @@ def _grids(attached: Attachment) -> Iterator[Grid]:
                 for row, share in shares.get(module, ()):
                     skipped[row][step.step] += share * (1.0 - step.share)
         rows = zip(blocks, skipped, strict=True)
-        yield Grid(branch, tuple(Block(path, at, tuple(cells)) for (path, at, _), cells in rows))
+        yield Grid(
+            branch if len(record.branches) > 1 else "",
+            tuple(Block(path, at, tuple(cells)) for (path, at, _), cells in rows),
+        )
 
 
 def _shares(attached: Attachment, blocks: Sequence[nn.Module]) -> dict[nn.Module, list[tuple[int, float]]]:
