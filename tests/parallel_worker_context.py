@@ -104,10 +104,14 @@ METHODS: dict[str, tuple[CacheConfig, CalibratorConfig | None]] = {
 }
 
 
+METHODS_OF = {2: tuple(METHODS), 4: ("dbcache", "dicache", "tolerance")}
+built = functools.cache(lambda tiny: tiny.build())
+
+
 def cases(size: int) -> dict[str, Case]:
     """All cases for so many ranks, by name."""
     found: dict[str, Case] = dict(_exactness(size))
-    for method in METHODS:
+    for method in METHODS_OF[size]:
         found[f"cached {method}"] = functools.partial(cached, method, size)
     if size == 2:
         found |= {
@@ -144,7 +148,7 @@ def error(wanted: tuple[Tensor, ...], got: tuple[Tensor, ...]) -> float:
 
 def exactness(tiny: TinyModel, sizes: dict[str, Any]) -> float:
     """A forward of ranks together against one process."""
-    model = tiny.build()
+    model = built(tiny)
     wanted = output_of(model, tiny.inputs(0))
     cache_dit.enable_cache(model, parallelism_config=ParallelismConfig(ulysses_anything=True, **sizes))
     got = output_of(model, tiny.inputs(0))
@@ -155,7 +159,7 @@ def exactness(tiny: TinyModel, sizes: dict[str, Any]) -> float:
 def planned(tiny: TinyModel, variant: str) -> dict[str, Any]:
     """Every plan, with all inputs that its class knows."""
     inputs = tiny.variants[variant] if variant else tiny.inputs
-    model = tiny.build()
+    model = built(tiny)
     wanted = output_of(model, inputs(0))
     config = ParallelismConfig(ulysses_size=2, ulysses_anything=True)
     cache_dit.enable_cache(model, parallelism_config=config)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from parallel_worker_context import METHODS, STEPS
+from parallel_worker_context import METHODS_OF, STEPS
 from test_parallel_context import TOLERANCE, Results, everywhere, results
 from tiny.models import FLUX, output_of
 from tiny.runs import small_flux
@@ -26,8 +26,9 @@ __all__ = ["results"]
 WAIT = 20
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(
+    ("size", "method"), [(size, method) for size, methods in METHODS_OF.items() for method in methods]
+)
 def test_a_run_with_a_cache_is_that_of_one_process(results: Results, size: int, method: str) -> None:
     outcome = everywhere(results, size, f"cached {method}")
     assert outcome["together"] == outcome["alone"]
