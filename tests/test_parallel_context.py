@@ -11,7 +11,7 @@ from parallel_harness import outcomes
 from parallel_worker_context import FAMILIES, MODELS, MODES, OVERLAPPED, REFUSED
 
 from cache_dit.errors import ConfigError, ConfigTypeError
-from cache_dit.parallelism import ParallelismConfig
+from cache_dit.parallelism import ParallelismBackend, ParallelismConfig
 from cache_dit.parallelism.context.plans import CONTEXT_PLANS
 
 TOLERANCE = 1e-5
@@ -120,6 +120,8 @@ def test_groups(results: Results) -> None:
         ({"ulysses_size": "all"}, "ulysses_size is 'all'"),
         ({"ulysses_size": "auto", "tp_size": "auto"}, "ulysses_size and tp_size are 'auto'"),
         ({"ring_size": 2, "ulysses_float8": True}, "ulysses_float8 is True but ulysses_size is None"),
+        ({"tp_size": 2, "backend": ParallelismBackend.NATIVE_DIFFUSER}, "tp_size is 2 but backend is"),
+        ({"ring_size": 2, "backend": ParallelismBackend.NATIVE_PYTORCH}, "ring_size is 2 but backend is"),
         ({"ring_size": 2, "ring_rotate_method": "alltoall"}, "ring_rotate_method is 'alltoall'"),
     ],
 )

@@ -21,12 +21,12 @@ Size = int | Literal["auto"] | None
 
 
 class ParallelismBackend(Enum):
-    """Whose plans say where a model is split.
+    """What may be spread, by the names under which programs know the two kinds.
 
     Attributes:
-        AUTO: Those of diffusers where a class has one, else those of this package.
-        NATIVE_DIFFUSER: Those of diffusers alone; other classes are refused.
-        NATIVE_PYTORCH: Those of this package alone; other classes are refused.
+        AUTO: The sequence and the layers, as the sizes say.
+        NATIVE_DIFFUSER: The sequence alone; a `tp_size` is refused.
+        NATIVE_PYTORCH: The layers alone; a `ulysses_size` or `ring_size` is refused.
     """
 
     AUTO = "auto"
@@ -84,7 +84,7 @@ class ParallelismConfig(Options, Distribution):
         extra_parallel_modules: More modules of the pipeline to spread, or their names: text encoders, the
             VAE, ControlNets. Default: none.
         process_group: The ranks that share a sample. None (default): as many in a row as the sizes need.
-        backend: Whose plans are used. Default `ParallelismBackend.AUTO`.
+        backend: What may be spread; other sizes than it has are refused. Default `ParallelismBackend.AUTO`.
 
     Raises:
         ConfigError: A value that is not allowed, or options that exclude each other.
@@ -115,6 +115,12 @@ class ParallelismConfig(Options, Distribution):
             for name in ("ulysses_anything", "ulysses_float8", "ulysses_async"):
                 if getattr(self, name) and not (name == "ulysses_anything" and self.ring_size):
                     raise ConfigError(f"{name} is True but ulysses_size is None; give ulysses_size too.")
+        for name in _REFUSED.get(self.backend, ()):
+            if sizes[name] not in (None, 1):
+                raise ConfigError(
+                    f"{name} is {sizes[name]!r} but backend is {self.backend}, which does not have it; give "
+                    "ParallelismBackend.AUTO."
+                )
         if self.process_group is None and not any(sizes.values()) and not self.extra_parallel_modules:
             raise ConfigError(
                 "ParallelismConfig has neither a size nor a process_group; give ulysses_size, ring_size or "
@@ -155,3 +161,8 @@ class ParallelismConfig(Options, Distribution):
 
 SIZES = ("ring_size", "ulysses_size", "tp_size")
 """From the outermost dimension of the device mesh to the innermost."""
+
+_REFUSED = {
+    ParallelismBackend.NATIVE_DIFFUSER: ("tp_size",),
+    ParallelismBackend.NATIVE_PYTORCH: ("ulysses_size", "ring_size"),
+}
