@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -237,3 +239,37 @@ def test_triton_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         pass
     assert chosen_kernels.get() is None
+
+
+def test_the_gpu_script_runs_on_a_tiny_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "bench")
+    gpu = importlib.import_module("gpu")
+    monkeypatch.setattr(importlib.import_module("common"), "RESULTS", tmp_path)
+    stacked = gpu.Setting("fast", taylor=True, float8=True)
+    monkeypatch.setattr(gpu, "SETTINGS", (gpu.Setting(), gpu.Setting("fast"), stacked))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run", "--rounds", "1", "--write"])
+    gpu.main()
+    (path,) = tmp_path.iterdir()
+    assert re.fullmatch(r"gpu-\d{4}-\d\d-\d\d-dry-run\.md", path.name)
+    text = path.read_text(encoding="utf-8")
+    assert text.strip() in capsys.readouterr().out
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    ]
+    skipped = {row[0]: row[1] for row in rows if len(row) == 7}
+    assert skipped["uncached"] == "0"
+    assert skipped["fast mask"] == skipped["fast mask + Taylor + FP8"] == "3"
+    assert {row[0] for row in rows if len(row) == 4} >= {"gate signal", "sum of 2", "sum of 4"}
+
+
+def test_the_gpu_script_asks_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "bench")
+    gpu = importlib.import_module("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit, match="no GPU here; give --dry-run"):
+        gpu.main()
