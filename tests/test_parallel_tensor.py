@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from parallel_harness import outcomes
 from tiny.models import TINY_MODELS
 from torch import nn
 
+import cache_dit
 from cache_dit.caching.models.rows import ROWS
 from cache_dit.parallelism.tensor import TENSOR_PLANS, Blocks, plan_of
 from cache_dit.parallelism.tensor.layers import Piece, places, share_of
@@ -198,3 +200,13 @@ def test_shares_of_all_ranks_make_the_whole(size: int) -> None:
         for rank in range(size)
         for place in places(pieces, rank, size)[:1]
     )
+
+
+def test_the_plan_of_the_documentation() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "parallelism.md").read_text()
+    (block,) = [text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "TensorPlan(" in text]
+    names: dict[str, Any] = {"cache_dit": cache_dit}
+    exec(compile(block, "docs/parallelism.md", "exec"), names)
+    assert names["config"].tp_plan is names["plan"]
+    assert names["plan"].blocks[0].parts[0].heads == "num_heads"
+    assert f"has a plan for {len(PLANNED)} classes" in page
