@@ -131,6 +131,10 @@ def cases(size: int) -> dict[str, Case]:
             "backend": backend,
         }
     if size == 4:
+        found |= {
+            f"hybrid {method}": functools.partial(cached, method, size, ring_size=1, tp_size=2)
+            for method in METHODS_OF[size]
+        }
         found |= {"replicas": replicas, "engine": engine_of_the_user, "mesh": mesh}
     return found
 
@@ -180,12 +184,12 @@ def run(model: nn.Module, method: str) -> tuple[Tensor, str]:
     return made, decisions(model)
 
 
-def cached(method: str, size: int) -> dict[str, Any]:
+def cached(method: str, size: int, **others: int) -> dict[str, Any]:
     """Decisions and result of ranks together against one process."""
     model = small_flux()
     wanted, alone = run(model, method)
     cache_dit.disable_cache(model)
-    sizes = {"ulysses_size": 2} if size == 2 else {"ulysses_size": 2, "ring_size": 2}
+    sizes: dict[str, Any] = {"ulysses_size": 2, "ring_size": size // 2, **others}
     cache_dit.enable_cache(model, parallelism_config=ParallelismConfig(ulysses_anything=True, **sizes))
     got, together = run(model, method)
     return {"error": error((wanted,), (got,)), "alone": alone, "together": together}

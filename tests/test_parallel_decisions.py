@@ -27,10 +27,14 @@ WAIT = 20
 
 
 @pytest.mark.parametrize(
-    ("size", "method"), [(size, method) for size, methods in METHODS_OF.items() for method in methods]
+    ("size", "case"),
+    [
+        *((size, f"cached {method}") for size, methods in METHODS_OF.items() for method in methods),
+        *((4, f"hybrid {method}") for method in METHODS_OF[4]),
+    ],
 )
-def test_a_run_with_a_cache_is_that_of_one_process(results: Results, size: int, method: str) -> None:
-    outcome = everywhere(results, size, f"cached {method}")
+def test_a_run_with_a_cache_is_that_of_one_process(results: Results, size: int, case: str) -> None:
+    outcome = everywhere(results, size, case)
     assert outcome["together"] == outcome["alone"]
     assert outcome["error"] <= TOLERANCE
     assert len(outcome["alone"]) == STEPS

@@ -76,11 +76,7 @@ class Session:
         kwargs: Keywords,
         reduce: Reduce | None = None,
     ) -> Any:
-        """One forward of the transformer for a request.
-
-        `call` is its own `__call__`; `reduce` adds up over the ranks that share a sample, where there are
-        several.
-        """
+        """One forward for a request; `call` is the model's own, `reduce` adds up over its ranks."""
         if self.plan.bypass is not None:
             given = dict(zip(self.plan.parameters, args, strict=False))
             if self.plan.bypass({**given, **kwargs}):
@@ -119,10 +115,7 @@ class Session:
         condition = state.watch.condition(model, self.plan.controls, args, kwargs)
         if reduce is not None:
             # A part of a sequence may keep its length while that of another rank changes.
-            condition = (
-                condition,
-                *[leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)],
-            )
+            condition = condition, _shapes((args, kwargs))
         switched = resumed or state.conditions.setdefault(tick.branch, condition) != condition
         if switched:
             state.conditions[tick.branch] = condition
@@ -384,6 +377,10 @@ class Session:
 def _kept(output: Any) -> tuple[Any, ...]:
     """What is in an output, with copies of its tensors, since the pipeline may write into them."""
     return tuple(leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(output))
+
+
+def _shapes(tree: Any) -> list[torch.Size]:
+    return [leaf.shape for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _around(run: SegmentRun, slot: Slot, call: Callable[..., Any]) -> Callable[..., Any]:
