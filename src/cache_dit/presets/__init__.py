@@ -7,6 +7,7 @@ that a preset is made of. Speeds are those that the authors measured, on their h
 starting point: `Preset.with_options` changes what it sets.
 """
 
+import inspect
 from collections.abc import Callable
 
 from cache_dit.presets.house import dbcache, dbcache_taylorseer, dbprune, scm, tolerance, trajectory
@@ -35,41 +36,6 @@ from cache_dit.presets.published import (
     teacache,
     toca,
 )
-
-NAMED: dict[str, Callable[..., Preset]] = {
-    function.__name__: function
-    for function in (
-        trajectory,
-        tolerance,
-        dbcache,
-        dbcache_taylorseer,
-        scm,
-        dbprune,
-        fbcache,
-        fora,
-        toca,
-        duca,
-        taylorseer,
-        taylorseer_lite,
-        foca,
-        hicache,
-        spectrum,
-        dmd,
-        freqca,
-        teacache,
-        seacache,
-        easycache,
-        magcache,
-        dicache,
-        speca,
-        pab,
-        fastercache,
-        delta_dit,
-        lemica,
-        dpcache,
-    )
-}
-"""Every preset by its name."""
 
 __all__ = [
     "NAMED",
@@ -103,3 +69,8 @@ __all__ = [
     "lemica",
     "dpcache",
 ]
+
+NAMED: dict[str, Callable[..., Preset]] = {
+    name: function for name in __all__ if inspect.isfunction(function := globals().get(name))
+}
+"""Every preset by its name."""
