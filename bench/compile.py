@@ -124,8 +124,8 @@ def main() -> None:
             "",
             environment(),
             "",
-            f"Tiny models with random weights; three runs of {STEPS} steps, F1B0, at most one skipped step in "
-            "a row. *Graphs*: made in all, after the first / second / third run. *Regional* is "
+            f"Tiny models with random weights; three runs of {STEPS} steps, F1B0, at most one skipped step "
+            "in a row. *Graphs*: made in all, after the first / second / third run. *Regional* is "
             "`compile_repeated_blocks` with `fullgraph=True`, which raises at a break. *Whole* is "
             "`transformer.compile()`, where the cache itself stays outside of the graphs. Breaks: those that "
             "dynamo counts. Error: largest relative one (L2) to the same run without compiling.",

@@ -374,8 +374,8 @@ def report(head: str, rows: list[str], kernels: list[str]) -> str:
             head,
             "",
             "Seconds: the fastest of the rounds, the whole denoising loop. Peak: largest memory allocated in "
-            "it, GB. Syncs: how often the host waited for the device in one run. *Skipped step*: what is left of"
-            " the time for each, when the others take as long as in the uncached run of the same kind, ms.",
+            "it, GB. Syncs: how often the host waited for the device in a run. *Skipped step*: what is left "
+            "of the time for each, when others take as long as in the uncached run of the same kind, ms.",
             "",
             "| setting | steps skipped | s | peak | syncs | times as fast | skipped step |",
             "| --- | --- | --- | --- | --- | --- | --- |",
