@@ -182,8 +182,7 @@ def refused() -> dict[str, str]:
     fused: Any = flux.build()
     fused.fuse_qkv_projections()
     ask("fused", fused)
-    with torch.device("meta"):
-        ask("offloaded", flux.build.func(*flux.build.args))  # type: ignore[attr-defined]
+    ask("offloaded", flux.build().to("meta"))
     quantized: Any = flux.build()
     quantize_(quantized, Int8WeightOnlyConfig(), lambda module, path: path.endswith("1.attn.to_q"))
     ask("quantized", quantized)
