@@ -32,6 +32,7 @@ from cache_dit.pages.pictures import as_tensor, pair_of
 from cache_dit.pages.reproduce import code_of, expression
 from cache_dit.pages.run import Run, run_of
 from cache_dit.stats import stats as stats_module
+from cache_dit.tune import Measure, Profile
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPARISON = ROOT / "bench" / "results" / "compare.csv"
@@ -169,6 +170,7 @@ def test_attention_that_is_skipped_is_a_part_of_its_block() -> None:
     assert 0.0 in cells
     (part,) = {round(share, 9) for share in cells if share}
     assert 0.0 < part < 1.0
+    assert " of 4 steps computed in full; " in words.lead(run)
     skipped = sum(map(sum, (block.skipped for block in run.grids[0].blocks)))
     assert skipped == pytest.approx(part * len(run.grids[0].blocks) * len(run.tracks[0].cached))
 
@@ -566,6 +568,32 @@ def test_command_draws_and_reports(tmp_path: Path) -> None:
     assert "times as fast." in text
     assert "PSNR" in text
     Page(text)
+
+
+def test_command_shows_a_profile(tmp_path: Path) -> None:
+    preset = cache_dit.presets.trajectory(0.5)
+    Profile(
+        cache_config=preset.cache_config,
+        calibrator_config=preset.calibrator_config,
+        model="FluxTransformer2DModel",
+        steps=4,
+        scheduler="FlowMatchEulerDiscreteScheduler",
+        arguments={"true_cfg_scale": 2.0, "negative_prompt": ""},
+        target="2x",
+        met=True,
+        method="trajectory 0.5",
+        predicted={},
+        measured={},
+        tried=(("trajectory 0.5", {Measure.PSNR: 46.5, Measure.FLOPS: 0.5}),),
+        versions={},
+    ).save(tmp_path / "profile.json")
+    out = tmp_path / "run.html"
+    done = command("--profile", tmp_path / "profile.json", "--out", out)
+    assert done.exit_code == 0, done.output
+    text = out.read_text(encoding="utf-8")
+    assert "2 of 4 steps computed; 50.0\u202f% of the FLOPs." in text
+    assert Page(text).count("figure", "track") == 2  # with guidance, as it was tuned
+    assert "<b>Tuning to 2x, 4 steps</b>" in text
 
 
 @pytest.mark.parametrize(

@@ -66,13 +66,17 @@ def report(
     with plain_errors():
         from cache_dit.cli.bench_run import job_of
         from cache_dit.pages import report as write
+        from cache_dit.tune import Profile
 
         command = shlex.join(["cache-dit", *sys.argv[1:]])
         if comparison is not None and config is None and profile is None:
             written = write(None, out, comparison=comparison, code=command)
         else:
             preset = _preset(config, profile)
-            steps = getattr(preset, "steps", steps)
+            if isinstance(preset, Profile):
+                guidance = [preset.arguments.get(name) for name in ("true_cfg_scale", "guidance_scale")]
+                steps = preset.steps
+                cfg = cfg or next((scale for scale in guidance if isinstance(scale, (int, float))), None)
             job = job_of(model, None, 1, steps, cfg, height, width, seed, dtype, device)
             if prompt is not None:
                 job = dataclasses.replace(job, prompts=(prompt,))

@@ -172,7 +172,8 @@ def _tracks(tracks: Sequence[Track]) -> Iterator[_Track]:
     farthest = charts.highest((step.error for track in tracks for step in track.steps), None)
     for track in tracks:
         limit, skipped = _limit(track), [step.skipped > 0.0 for step in track.steps]
-        computed, low = charts.bars([step.skipped for step in track.steps], divided=track.blocks is not None)
+        parts = any(0.0 < step.skipped < 1.0 for step in track.steps)
+        computed, low = charts.bars([step.skipped for step in track.steps], divided=parts)
         yield _Track(
             title=words.title(track),
             text=words.steps(track),

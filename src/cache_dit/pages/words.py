@@ -59,7 +59,8 @@ def lead(run: Run) -> str:
     else:
         counts = sorted({len(track.steps) - len(track.cached) for track in run.tracks})
         computed = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        text = f"{computed} of {len(first.steps)} steps computed"
+        partly = any(0.0 < share < 1.0 for grid in run.grids for one in grid.blocks for share in one.skipped)
+        text = f"{computed} of {len(first.steps)} steps computed{' in full' if partly else ''}"
     fraction = run.flops_fraction
     return f"{text}." if fraction is None else f"{text}; {percent(fraction)} of the FLOPs."
 
@@ -119,7 +120,7 @@ def point(step: Step) -> str:
     if step.skipped in (0.0, 1.0):
         parts.append("cached" if step.skipped else "computed")
     else:
-        parts.append(f"{percent(step.skipped)} of the blocks pruned")
+        parts.append(f"{percent(step.skipped)} cached")
     if step.change is not None:
         parts.append(f"change {step.change:.4f}")
     if step.error is not None:
