@@ -111,6 +111,9 @@ def draw_all(
             told(variant.name, len(job.prompts) - len(missing), len(job.prompts))
             if missing and camera is None:
                 camera = load(job)
+                for one in variants:  # what does not fit the model shows before the first picture
+                    with one.applied(camera.pipe):
+                        pass
                 camera.warm_up()
             if missing and camera is not None:
                 with (

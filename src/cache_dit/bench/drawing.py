@@ -72,6 +72,7 @@ class Job:
             "seed": self.seed,
             "dtype": self.dtype,
             "device": device_name(self.device),
+            "number of prompts": len(self.prompts),
             "prompts": list(self.prompts),
             "cache_dit": __version__,
             "torch": str(torch.__version__),
@@ -261,4 +262,4 @@ def _files(model: str) -> dict[str, int] | None:
 
 def _wait(device: str) -> None:
     if device != "cpu":
-        torch.accelerator.synchronize()
+        torch.accelerator.synchronize(torch.device(device))

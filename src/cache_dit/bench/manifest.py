@@ -20,6 +20,7 @@ RUN = "run.json"
 MANIFEST = "manifest.jsonl"
 _MARK = "cache-dit bench"
 _LARGEST = 64 * 2**20
+_SHOWN = 80
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +96,8 @@ def claim(out: Path, identity: Mapping[str, Any]) -> None:
     for name in dict.fromkeys((*wanted, *found)):
         if found.get(name) != wanted.get(name):
             raise ConfigError(
-                f"{out} holds another run: its {name} is {found.get(name)!r}, that of this one is "
-                f"{wanted.get(name)!r}; give another folder, or remove that one."
+                f"{out} holds another run: its {name} is {_short(found.get(name))}, that of this one is "
+                f"{_short(wanted.get(name))}; give another folder, or remove that one."
             )
 
 
@@ -136,6 +137,11 @@ def keep(folder: Path, done: dict[int, Drawn], drawn: Drawn, picture: bytes) -> 
     done[drawn.number] = drawn
     lines = (json.dumps(dataclasses.asdict(done[number]), ensure_ascii=False) for number in sorted(done))
     write_whole(folder / MANIFEST, "".join(f"{line}\n" for line in lines))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _run_of(file: Path) -> dict[str, Any]:
