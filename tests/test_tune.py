@@ -70,6 +70,15 @@ def test_a_speed_is_measured_by_what_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "kept", "missed"),
+    [("1.5x", 0.666667, 0.66668), ("psnr>=45", 45.0, 44.999), ("tolerance 0.02", 0.02, 0.0201)],
+)
+def test_a_bound_is_kept_but_for_rounding(text: str, kept: float, missed: float) -> None:
+    assert Target.parse(text).met(kept)
+    assert not Target.parse(text).met(missed)
+
+
+@pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("fast", 'give "2x"'),

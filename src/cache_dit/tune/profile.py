@@ -31,7 +31,8 @@ class Profile(Preset):
     Attributes:
         steps: Denoising steps that it was tuned for.
         scheduler: Class name of the scheduler.
-        arguments: Other arguments that the pipeline was called with, guidance among them.
+        arguments: Other arguments that the pipeline was called with, guidance among them; numbers, words and
+            flags alone.
         target: What was asked for, such as "psnr>=45".
         met: Whether the mean over the validation pictures keeps the target.
         method: The method and its strength, such as "trajectory 0.46".

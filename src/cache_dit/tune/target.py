@@ -111,8 +111,8 @@ class Target:
         return 0.5 * (1.0 - self.bound) if self.measure is Measure.SSIM else 0.1 * self.bound
 
     def met(self, value: float) -> bool:
-        """Whether a value keeps the bound, but for rounding."""
-        return self.slack(value) >= -1e-9 * max(1.0, self.bound)
+        """Whether a value keeps the bound, but for rounding to the six digits of a figure."""
+        return self.slack(value) >= -1e-6 * self.bound
 
 
 def is_speed(text: str) -> bool:
