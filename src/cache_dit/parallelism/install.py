@@ -28,7 +28,9 @@ def install(config: ParallelismConfig, models: Sequence[nn.Module], pipe: Any) -
     """
     edges: dict[nn.Module, Mapping[nn.Module, Edge]] = {}
     with contextlib.ExitStack() as undo:
+        _check_untouched(models)
         sharing = share(config)
+        undo.callback(sharing.close)
         if sharing.mesh is not None:
             _check_plans(sharing, models)
             if config.attention_backend is not None:
@@ -56,6 +58,15 @@ def _plan_of(model: nn.Module, config: ParallelismConfig) -> ContextPlan:
         "ParallelismConfig(cp_plan=...), or tp_size. Classes with a plan: "
         f"{', '.join(sorted(CONTEXT_PLANS))}."
     )
+
+
+def _check_untouched(models: Sequence[nn.Module]) -> None:
+    for model in models:
+        if getattr(model, "_parallel_config", None) is not None:
+            raise ConfigError(
+                f"{type(model).__name__} was spread by enable_parallelism of diffusers before; leave that "
+                "out, enable_cache(parallelism_config=...) does the same."
+            )
 
 
 def _set_backend(name: str, models: Sequence[nn.Module], undo: contextlib.ExitStack) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +25,19 @@ class Sharing:
         mesh: Their mesh, with the dimensions "ring", "ulysses" and "tp", some of which may be 1; None where
             nothing is split.
         context: Those that share the sequence, in the order of the shards; None where it is not split.
+        own: The groups that were formed for it.
     """
 
     config: ParallelismConfig
     group: dist.ProcessGroup
     mesh: DeviceMesh | None
     context: dist.ProcessGroup | None
+    own: tuple[dist.ProcessGroup, ...] = ()
+
+    def close(self) -> None:
+        """Give up the groups that were formed; all ranks have to."""
+        for group in self.own:
+            dist.destroy_process_group(group)
 
     @property
     def label(self) -> str:
@@ -62,8 +68,9 @@ def share(config: ParallelismConfig) -> Sharing:
             "torchrun and call torch.distributed.init_process_group() before enable_cache."
         )
     group = config.process_group
-    if group is not None and all(getattr(config, name) is None for name in SIZES):
-        return Sharing(config.resolved(dist.get_world_size(group)), group, None, None)
+    if all(getattr(config, name) is None for name in SIZES):
+        everyone: Any = group or dist.group.WORLD
+        return Sharing(config.resolved(dist.get_world_size(everyone)), everyone, None, None)
     ranks = list(range(dist.get_world_size())) if group is None else dist.get_process_group_ranks(group)
     fixed = config.resolved(len(ranks))
     shape = [getattr(fixed, name) for name in SIZES]
@@ -81,27 +88,28 @@ def share(config: ParallelismConfig) -> Sharing:
 def _groups(config: ParallelismConfig, ranks: torch.Tensor, group: dist.ProcessGroup | None) -> Sharing:
     device = torch.accelerator.current_accelerator()
     kind = "cpu" if device is None or "gloo" in str(dist.get_backend(group)) else device.type
-    # That of the user, where torch would take its default: a rank that died must not hold the others up.
     given: Any = group or dist.group.WORLD
+    # That of the user, where torch would take its default: a rank that died must not hold the others up.
     timeout = given._get_backend(torch.device(kind)).options._timeout
+    known = {tuple(dist.get_process_group_ranks(given)): given}
+
+    def group_of(members: torch.Tensor) -> dist.ProcessGroup:
+        key = tuple(members.tolist())
+        if key not in known:
+            # Only its own ranks have to call: the others may be no replicas at all.
+            known[key] = dist.new_group(list(key), timeout=timeout, use_local_synchronization=True)
+        made: dist.ProcessGroup = known[key]
+        return made
+
     here = (ranks == dist.get_rank()).nonzero()[0].tolist()
     lines = []
     for dimension in range(ranks.ndim):
         index: list[int | slice] = list(here)
         index[dimension] = slice(None)
-        lines.append(_group(ranks[tuple(index)], timeout))
+        lines.append(group_of(ranks[tuple(index)]))
     mesh = DeviceMesh.from_group(lines, kind, mesh=ranks, mesh_dim_names=DIMENSIONS)
     plane = ranks[:, :, here[2]].flatten()
-    return Sharing(
-        config,
-        group or _group(ranks.flatten(), timeout),
-        mesh,
-        _group(plane, timeout) if len(plane) > 1 else None,
-    )
-
-
-def _group(ranks: torch.Tensor, timeout: datetime.timedelta) -> dist.ProcessGroup:
-    # Only its own ranks have to call: the others may be no replicas at all.
-    made = dist.new_group(ranks.tolist(), timeout=timeout, use_local_synchronization=True)
-    assert isinstance(made, dist.ProcessGroup)  # this rank is one of them
-    return made
+    context = group_of(plane) if len(plane) > 1 else None
+    whole = group_of(ranks.flatten())
+    own = tuple(one for one in known.values() if one is not given)
+    return Sharing(config, whole, mesh, context, own)
