@@ -159,7 +159,8 @@ def test_json(undisturbed: tuple[Path, str]) -> None:
         (("--set", "middle"), "--set is 'middle'"),
         (("--prompts", "none.txt"), "none.txt is no file"),
         (("--dtype", "float33"), "--dtype is 'float33'"),
-        (("--metrics", "image_reward"), "give module:function"),
+        (("--metrics", "image_reward"), "image_reward needs --reward module:function"),
+        (("--metrics", "image_reward", "--reward", "none:f"), "give MODULE:FUNCTION"),
         (("--metrics", "lpips", "--lpips-weights", "none"), "the weights of lpips are 'none'"),
     ],
 )

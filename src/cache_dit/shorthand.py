@@ -193,11 +193,7 @@ def _preset(text: str) -> Preset:
         raise ConfigError(
             f"{text!r} is no preset with literal arguments; write it like taylorseer(interval=5, order=2)."
         ) from error
-    known = {
-        key: value
-        for key, value in vars(presets).items()
-        if inspect.isfunction(value) and value.__module__ == presets.__name__ and not key.startswith("_")
-    }
+    known = presets.NAMED
     if name not in known:
         hint = nearest(name, known)
         meant = f"Did you mean {hint!r}?" if hint else f"Known are: {', '.join(known)}."

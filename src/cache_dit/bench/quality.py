@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from cache_dit.metrics import (
     compute_lpips,
     compute_psnr,
     compute_ssim,
+    named_score,
 )
 
 
@@ -79,7 +79,7 @@ def measure(
         computed = (
             partial(compute_clip_score, model=weights.clip)
             if quality is Quality.CLIP_SCORE
-            else partial(compute_image_reward, score=_function(weights.reward))
+            else partial(compute_image_reward, score=_reward(weights.reward))
         )
         return computed(prompts, folder, progress=False).value
     if folder == base:
@@ -100,7 +100,7 @@ def check(qualities: Sequence[Quality], weights: Weights) -> None:
     }
     for quality in qualities:
         if quality is Quality.IMAGE_REWARD:
-            _function(weights.reward)
+            _reward(weights.reward)
         elif quality in needed:
             given, variable = needed[quality]
             path = given or os.environ.get(variable)
@@ -111,13 +111,9 @@ def check(qualities: Sequence[Quality], weights: Weights) -> None:
                 )
 
 
-def _function(name: str | None) -> Callable[..., Any]:
-    module, _, attribute = (name or "").partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+def _reward(name: str | None) -> Callable[..., Any]:
+    if name is None:
         raise ConfigError(
-            f"the function of the image reward is {name!r} ({error}); give module:function, a function of a "
-            "prompt and a picture that gives a number."
-        ) from error
-    return found
+            "image_reward needs --reward module:function, a function of a prompt and a picture."
+        )
+    return named_score(name)
