@@ -137,6 +137,7 @@ def test_a_plan_of_ones_own_with_an_uneven_width(shared: Path) -> None:
         ("too few heads", ["tp_size is 2", "transformer_blocks.0.attn has 1 heads", "tp_size=1"]),
         ("lora", ["carries a LoRA", "fuse_lora"]),
         ("fused", ["fused projections", "unfuse_qkv_projections()"]),
+        ("adapter", ["has a Linear with weights of its own", "IP-Adapter", "unload it"]),
         ("offloaded", ["is offloaded", "then offload"]),
         ("quantized", ["transformer_blocks.1.attn.to_q", "enable it first, then quantize"]),
         ("unknown class", ["UnsupportedModelError", "no tensor-parallel plan for Linear", "TensorPlan("]),

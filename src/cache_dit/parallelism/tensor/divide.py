@@ -193,6 +193,12 @@ class _PartOf:
                 f"{self.name} has fused projections, which cannot be divided by heads; call "
                 "unfuse_qkv_projections() first."
             )
+        processor = getattr(self.module, "processor", None)
+        if isinstance(processor, nn.Module) and next(processor.parameters(), None) is not None:
+            raise ConfigError(
+                f"{self.name} has a {type(processor).__name__} with weights of its own, such as those of an "
+                "IP-Adapter, which would not be divided; unload it before enabling tensor parallelism."
+            )
         width = self._width(columns, rows)
         units = self._units(width, columns)
         for path, (spec, linear) in columns.items():
