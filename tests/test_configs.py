@@ -208,14 +208,14 @@ def test_what_enable_cache_does_not_take_is_said() -> None:
 
 def test_other_sections_come_back() -> None:
     text = """
-    parallelism_config: {ulysses_size: 2, ring_size: auto, backend: native_pytorch}
+    parallelism_config: {tp_size: auto, backend: native_pytorch}
     quantize_config: {quant_type: int8_weight_only}
     attention_backend: native
     compile_config: {recompile_limit: 32, cuda_graphs: true}
     """
     loaded = load_sections(text)
     assert loaded["parallelism_config"] == cache_dit.parallelism.ParallelismConfig(
-        ulysses_size=2, ring_size="auto", backend=cache_dit.parallelism.ParallelismBackend.NATIVE_PYTORCH
+        tp_size="auto", backend=cache_dit.parallelism.ParallelismBackend.NATIVE_PYTORCH
     )
     assert load_sections(plain_configs(**loaded)) == loaded
 
