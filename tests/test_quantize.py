@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 import cache_dit
 from cache_dit import DBCacheConfig, TaylorSeerCalibratorConfig
+from cache_dit.compile import compile_repeated_blocks
 from cache_dit.errors import ConfigError, ConfigTypeError, UnsupportedModelError
 from cache_dit.quantize import QuantizeSummary, QuantType, quantize
 from cache_dit.quantize import types as schemes
@@ -270,4 +271,45 @@ def test_with_cache_and_compile(kind: str) -> None:
     assert made == 3
     run(model, 1)
     assert len(graphs) == made
+    torch.compiler.reset()
+
+
+class RowParallelLinear(nn.Linear):
+    """Stands for a layer of tensor parallelism, which does more than a product."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return nn.functional.linear(value, self.weight) + 7.0
+
+
+def test_layers_of_tensor_parallelism() -> None:
+    net = nn.Sequential(RowParallelLinear(64, 32), nn.Linear(32, 64))
+    given = torch.randn(4, 64)
+    wanted = net[0](given)
+    quantize(net, "int8_weight_only", report=None)
+    assert type(net[0].weight) is not nn.Parameter
+    torch.testing.assert_close(net[0](given), wanted, atol=0.05, rtol=0.05)
+
+    # bitsandbytes would put a plain layer in its place, and what it adds would be lost.
+    other = nn.Sequential(RowParallelLinear(64, 32), nn.Linear(32, 64))
+    seen: list[QuantizeSummary] = []
+    quantize(other, "bnb_nf4", report=seen.append)
+    assert type(other[0]) is RowParallelLinear
+    assert seen[0].quantized == ("1",)
+    assert "of a class of its own, RowParallelLinear" in seen[0].skipped["0"]
+
+
+def test_all_of_it_stacked() -> None:
+    """What the README shows, with a backend that does not compile."""
+    tiny = FLUX_TRUE_CFG
+    reference = tiny.call(
+        cache_dit.enable_cache(quantize(tiny.build(), "int8_weight_only", report=None), CONFIG), 0, 6
+    )
+    pipe = cache_dit.quantize(tiny.build(), "int8_weight_only", report=None)
+    cache_dit.set_attn_backend(pipe, "native")
+    with cache_dit.set_compile_configs():
+        cache_dit.enable_cache(pipe, CONFIG)
+        torch.compiler.reset()
+        compile_repeated_blocks(pipe, backend="eager")
+        torch.testing.assert_close(tiny.call(pipe, 0, 6), reference, rtol=1e-3, atol=1e-4)
+    assert "S" in decisions(pipe)
     torch.compiler.reset()
