@@ -140,11 +140,10 @@ def stats_of(attached: Attachment) -> list[CacheStats]:
 
 
 def _limit(cache: CacheConfig) -> Limit | None:
-    names = {field.name for field in dataclasses.fields(cache)}
-    name, gate = next((name for name in _LIMITS if name in names), None), cache.policy().gate
-    if name is None or (gate.signal is Signal.NONE and not gate.learns):
-        return None
-    return Limit(name, getattr(cache, name), isinstance(gate, AccumulatedGate))
+    names, gate = {field.name for field in dataclasses.fields(cache)}, cache.policy().gate
+    for name in names.intersection(_LIMITS) if gate.learns or gate.signal is not Signal.NONE else ():
+        return Limit(name, getattr(cache, name), isinstance(gate, AccumulatedGate))
+    return None
 
 
 def _pruned(leaders: dict[int, Segment], steps: tuple[StepRecord, ...]) -> tuple[int, int] | None:

@@ -79,11 +79,8 @@ def _text(stats: CacheStats, details: bool) -> str:
         runs.append([name or "first call", *counts, *_points(stats.changes(place))])
     tables = [runs, _details(stats)] if details else [runs]
     unnamed = 0 if any(stats.branches) else 1
-    bars = (
-        [_sparklines(stats)]
-        if details and any(stats.changes(at) for at in range(len(stats.branches)))
-        else []
-    )
+    measured = any(step.verdict.change is not None for step in stats.steps)
+    bars = [_sparklines(stats)] if details and measured else []
     return "\n\n".join([head, *(_table([row[unnamed:] for row in table]) for table in tables), *bars])
 
 
@@ -102,13 +99,12 @@ def _sparklines(stats: CacheStats) -> str:
     if stats.limit is not None:
         name, value, summed = stats.limit
         scale += f"; {name} {value:g}" + (" for their sum" if summed else f" is {bar(value)}")
-    lines = [f"{scale}; C computed, s skipped"]
-    width = max(len(name or "first call") for name, *_ in branches) if any(stats.branches) else 0
+    lines, steps = [f"{scale}; C computed, s skipped"], range(stats.total_steps)
+    width = max(len(name or "first call") for name, *_ in branches) + 1 if any(stats.branches) else 0
     for name, changes, skipped in branches:
-        head = f"{name or 'first call':<{width}} " if width else ""
-        lines.append(head + "".join(bar(changes.get(step)) for step in range(stats.total_steps)))
-        letters = ("s" if step in skipped else "C" for step in range(stats.total_steps))
-        lines.append(" " * len(head) + "".join(letters))
+        head = f"{name or 'first call':<{width}}" if width else ""
+        lines.append(head + "".join(bar(changes.get(step)) for step in steps))
+        lines.append(" " * width + "".join("Cs"[step in skipped] for step in steps))
     return "\n".join(lines)
 
 
