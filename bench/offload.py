@@ -62,7 +62,7 @@ def counted() -> Iterator[Counter[nn.Module]]:
     by_group, by_hook = ModuleGroup.onload_, AlignDevicesHook.pre_forward
 
     def onload_(group: ModuleGroup) -> None:
-        loads[group.modules[0]] += 1
+        loads.update(group.modules[:1])  # some have loose parameters only
         by_group(group)
 
     def pre_forward(hook: AlignDevicesHook, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
