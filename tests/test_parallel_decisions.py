@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
-import multiprocessing
-import time
+import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from parallel_worker_context import METHODS_OF, STEPS
 from test_parallel_context import TOLERANCE, Results, everywhere, results
-from tiny.models import FLUX, output_of
 from tiny.runs import small_flux
 
 import cache_dit
@@ -82,43 +79,29 @@ def test_without_processes_there_is_an_error_and_no_change() -> None:
     assert "_cache_dit" not in " ".join(vars(model))
 
 
-def _survivor(rank: int, store: str, ended: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=WAIT),
-    )
-    model = small_flux()
-    cache_dit.enable_cache(model, parallelism_config=ParallelismConfig(ulysses_size=2, ulysses_anything=True))
-    output_of(model, FLUX.inputs(0))
-    ended.put((rank, "ready"))
-    if rank == 1:
-        time.sleep(3600)
-    begun = time.monotonic()
-    try:
-        output_of(model, FLUX.inputs(1))
-    except RuntimeError as error:
-        ended.put((time.monotonic() - begun, str(error)))
-
-
 def test_a_killed_rank_ends_the_others(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ended = context.Queue()
+    worker = Path(__file__).with_name("parallel_worker_killed.py")
     ranks = [
-        context.Process(target=_survivor, args=(rank, str(tmp_path / "store"), ended)) for rank in (0, 1)
+        subprocess.Popen(
+            [sys.executable, str(worker), str(tmp_path / "store"), str(rank), str(WAIT)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
     ]
-    for rank in ranks:
-        rank.start()
     try:
-        assert {ended.get(timeout=120)[1] for _ in ranks} == {"ready"}
+        for rank in ranks:
+            assert rank.stdout is not None
+            assert rank.stdout.readline() == "ready\n"
         ranks[1].kill()
-        seconds, message = ended.get(timeout=WAIT + 60)
-        assert seconds < WAIT + 5
-        assert message
+        said, _ = ranks[0].communicate(timeout=3 * WAIT)
+        seconds, error = said.split()
+        assert float(seconds) < WAIT + 5
+        assert error.endswith("Error")
     finally:
         for rank in ranks:
             rank.kill()
-            rank.join()
+            rank.wait()
+            assert rank.stdout is not None
+            rank.stdout.close()
