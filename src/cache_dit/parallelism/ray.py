@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import itertools
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,9 @@ try:
     import ray
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"{error}; install it: pip install 'cache-dit[ray]'.", name="ray") from error
+
+_GRACE = 10.0
+"""Seconds until Ray must have noticed that an actor has died."""
 
 
 def call_pipeline(pipe: Any, request: Mapping[str, Any]) -> Any:
@@ -125,8 +127,12 @@ class RayPipeline:
         """Note what an actor has returned; whether its copy has nothing more to do with the task."""
         try:
             task.note(ready)
-        except ray.exceptions.RayActorError as error:
+        except ray.exceptions.RayError as error:
+            died = isinstance(error, ray.exceptions.RayActorError) or task.lost_a_rank()
+            # The other ranks of the copy may be waiting for this one for ever.
             self._replace(place)
+            if not died:
+                raise CacheDiTError(f"Request {task.id} failed: {error}") from error
             if task.attempts >= self._max_attempts:
                 raise CacheDiTError(
                     f"Request {task.id} was given up: its actors died {task.attempts} times. Look for memory "
@@ -134,16 +140,12 @@ class RayPipeline:
                 ) from error
             again.append(task)
             return True
-        except ray.exceptions.RayError as error:
-            # The other ranks of the copy may be waiting for this one for ever.
-            self._replace(place)
-            raise CacheDiTError(f"Request {task.id} failed: {error}") from error
         return not task.awaited
 
     def _start(self) -> _Replica:
         ranks: list[Any] = [self._actor.remote(self._load, self._call) for _ in range(self._ranks)]
-        address = ranks[0].address.remote() if self._ranks > 1 else None
-        started = [actor.start.remote(rank, self._ranks, address) for rank, actor in enumerate(ranks)]
+        meeting = ranks[0].meeting_point.remote(self._ranks) if self._ranks > 1 else None
+        started = [actor.start.remote(rank, self._ranks, meeting) for rank, actor in enumerate(ranks)]
         return _Replica(ranks, started)
 
     def _replace(self, place: int) -> None:
@@ -186,6 +188,18 @@ class _Task:
         if ready is self.first:
             self.result = value
 
+    def lost_a_rank(self) -> bool:
+        """Whether an actor has died: then the others' collectives end with errors, mostly earlier."""
+        ended, _ = ray.wait(self.awaited, num_returns=len(self.awaited), timeout=_GRACE)
+        for result in ended:
+            try:
+                ray.get(result)
+            except ray.exceptions.RayActorError:
+                return True
+            except ray.exceptions.RayError:
+                continue
+        return False
+
 
 class _Rank:
     """An actor: one process with a pipeline."""
@@ -193,22 +207,25 @@ class _Rank:
     def __init__(self, load: Callable[[], Any], call: Callable[[Any, Any], Any]) -> None:
         self._load, self._call = load, call
         self._pipe: Any = None
+        self._store: Any = None
 
-    def address(self) -> str:
-        """Where the ranks of a copy meet; asked of the first one."""
+    def meeting_point(self, size: int) -> tuple[str, int]:
+        """Open the store where the ranks of a copy meet, and say where it is; asked of the first one."""
+        from torch.distributed import TCPStore
+
         host = ray.util.get_node_ip_address()
-        with socket.socket() as listener:
-            listener.bind((host, 0))
-            return f"tcp://{host}:{listener.getsockname()[1]}"
+        self._store = TCPStore(host, 0, size, is_master=True, wait_for_workers=False)
+        return host, self._store.port
 
-    def start(self, rank: int, size: int, address: str | None) -> None:
+    def start(self, rank: int, size: int, meeting_point: tuple[str, int] | None) -> None:
         """Form the process group and load the pipeline."""
-        if address is not None:
+        if meeting_point is not None:
             import torch
             import torch.distributed as dist
 
+            store = self._store or dist.TCPStore(*meeting_point, size, is_master=False)
             backend = "nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, init_method=address, rank=rank, world_size=size)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         self._pipe = self._load()
 
     def run(self, request: Any, wanted: bool) -> Any:
