@@ -211,7 +211,7 @@ class _Rank:
 
     def meeting_point(self, size: int) -> tuple[str, int]:
         """Open the store where the ranks of a copy meet, and say where it is; asked of the first one."""
-        from torch.distributed import TCPStore
+        from torch._C._distributed_c10d import TCPStore
 
         host = ray.util.get_node_ip_address()
         self._store = TCPStore(host, 0, size, is_master=True, wait_for_workers=False)
@@ -222,8 +222,9 @@ class _Rank:
         if meeting_point is not None:
             import torch
             import torch.distributed as dist
+            from torch._C._distributed_c10d import TCPStore
 
-            store = self._store or dist.TCPStore(*meeting_point, size, is_master=False)
+            store = self._store or TCPStore(*meeting_point, size, is_master=False)
             backend = "nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         self._pipe = self._load()
