@@ -58,7 +58,7 @@ def set_attn_backend(pipe_or_transformer: Any, backend: str) -> ExitStack:
         >>> with set_attn_backend(pipe, "_native_math"):
         ...     reference = pipe("a red house")
     """
-    name = _checked(backend)
+    name = checked_attn_backend(backend)
     target = pipe_or_transformer
     models = [target] if isinstance(target, nn.Module) else cached_models(target)
     found = [(model, list(_processors(model))) for model in models]
@@ -76,7 +76,15 @@ def set_attn_backend(pipe_or_transformer: Any, backend: str) -> ExitStack:
         return undo.pop_all()
 
 
-def _checked(backend: str) -> str:
+def checked_attn_backend(backend: str) -> str:
+    """The name, if diffusers knows it and this machine can run it; for checks before a model is loaded.
+
+    Args:
+        backend: As in `set_attn_backend`.
+
+    Raises:
+        ConfigError: The name is unknown, or it needs a GPU and there is none.
+    """
     known = attn_backends()
     if backend not in known:
         hint = nearest(str(backend), known)

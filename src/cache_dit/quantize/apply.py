@@ -11,54 +11,25 @@ from torch import nn
 from cache_dit.caching.attach.override import plain_class
 from cache_dit.caching.attach.targets import cached_models
 from cache_dit.errors import ConfigError, ConfigTypeError, nearest
+from cache_dit.quantize import EXCLUDED
 from cache_dit.quantize.summary import QuantizeSummary, stored_bytes
 from cache_dit.quantize.types import SCHEMES, QuantType, Scheme
 
 _Target = TypeVar("_Target")
-_Filter = Callable[[nn.Linear, str], bool]
+Filter = Callable[[nn.Linear, str], bool]
 _Chosen = dict[str, nn.Linear]
 
-# What embeds pixels, text and time is small, and what it loses no later layer can mend.
-EXCLUDED = ("embed",)
 
-
-def quantize(
+def apply(
     target: _Target,
-    quant_type: QuantType | str = QuantType.FLOAT8_PER_ROW,
-    *,
-    exclude_layers: Sequence[str] = EXCLUDED,
-    filter_fn: _Filter | None = None,
-    report: Callable[[QuantizeSummary], Any] | None = print,
+    quant_type: QuantType | str,
+    exclude_layers: Sequence[str],
+    filter_fn: Filter | None,
+    report: Callable[[QuantizeSummary], Any] | None,
 ) -> _Target:
-    """Quantize the Linear layers of a model in place, before or after `enable_cache`, but before offloading.
-
-    Layers that a type cannot take (size, dtype) stay as they are, and the summary says why. What the types
-    cost in quality and memory: bench/results/quantize.md.
-
-    Args:
-        target: A diffusers pipeline, of which the transformers are meant, or any module.
-        quant_type: A `QuantType` or its value, such as "float8_weight_only".
-        exclude_layers: Layers whose qualified name contains one of these texts stay as they are. Default:
-            the embeddings.
-        filter_fn: Called with each other Linear and its name; layers for which it is false stay too.
-        report: What gets the summary of every model; None: nothing. Default: it is printed.
-
-    Returns:
-        The object that was given.
-
-    Raises:
-        ConfigError: The type is unknown, its package is not installed, this hardware cannot compute it, no
-            layer can take it, an excluded name is in no layer, or weights are offloaded already. Nothing has
-            been changed then.
-        UnsupportedModelError: A pipeline has no known transformer.
-
-    Example:
-        >>> cache_dit.quantize(pipe, "float8_weight_only")
-        >>> cache_dit.enable_cache(pipe)
-    """
-    kind = _checked_type(quant_type)
+    """What `cache_dit.quantize` does."""
+    kind = checked_quant_type(quant_type)
     scheme = SCHEMES[kind]
-    _check_machine(kind, scheme)
     models = [target] if isinstance(target, nn.Module) else cached_models(target)
     sorted_out = [(model, *_sort_out(model, kind, exclude_layers, filter_fn)) for model in models]
     for model, chosen, skipped in sorted_out:
@@ -74,9 +45,17 @@ def quantize(
     return target
 
 
-def _checked_type(quant_type: QuantType | str) -> QuantType:
+def checked_quant_type(quant_type: QuantType | str) -> QuantType:
+    """The type of this name, if this machine has what it needs; for checks before a model is loaded.
+
+    Args:
+        quant_type: As in `quantize`.
+
+    Raises:
+        ConfigError: The type is unknown, its package is not installed, or this hardware cannot compute it.
+    """
     try:
-        return QuantType(quant_type)
+        kind = QuantType(quant_type)
     except ValueError:
         names = list(map(str, QuantType))
         hint = nearest(str(quant_type), names)
@@ -84,6 +63,8 @@ def _checked_type(quant_type: QuantType | str) -> QuantType:
         raise ConfigError(
             f"quant_type is {quant_type!r}; allowed are {', '.join(map(repr, names))}.{meant}"
         ) from None
+    _check_machine(kind, SCHEMES[kind])
+    return kind
 
 
 def _check_machine(kind: QuantType, scheme: Scheme) -> None:
@@ -101,7 +82,7 @@ def _check_machine(kind: QuantType, scheme: Scheme) -> None:
 
 
 def _sort_out(
-    model: nn.Module, kind: QuantType, excluded: Sequence[str], filter_fn: _Filter | None
+    model: nn.Module, kind: QuantType, excluded: Sequence[str], filter_fn: Filter | None
 ) -> tuple[_Chosen, dict[str, str]]:
     """The layers of a model to quantize, and the others with the reason why not."""
     linears = dict(_linears(model))
