@@ -43,6 +43,7 @@ LAYERS: dict[str, float] = {
     "cache_dit.pages": 4,
     "cache_dit.parallelism": 4,
     "cache_dit.quantize": 4,
+    "cache_dit.short_names": 4,
     "cache_dit.shorthand": 4,
     "cache_dit.tune": 4,
     "cache_dit.cli": 5,
@@ -86,13 +87,14 @@ def home(module: str) -> tuple[str, float] | None:
 
 def module_name(path: str) -> str:
     """`caching/engine/__init__.py` -> `cache_dit.caching.engine`."""
-    return ".".join(["cache_dit", *path.removesuffix(".py").split("/")]).removesuffix(".__init__")
+    stem = path.removesuffix(".pyi").removesuffix(".py")
+    return ".".join(["cache_dit", *stem.split("/")]).removesuffix(".__init__")
 
 
 def imports(path: str, source: str, modules: set[str]) -> Iterator[Arrow]:
     """Every import in a file: at the top, in functions, relative, and `import_module` of a literal name."""
     here = module_name(path)
-    package = here if path.endswith("__init__.py") else here.rpartition(".")[0]
+    package = here if path.endswith(("__init__.py", "__init__.pyi")) else here.rpartition(".")[0]
 
     def walk(node: ast.AST, lazy: bool) -> Iterator[Arrow]:
         if isinstance(node, ast.Import):
@@ -158,7 +160,7 @@ def violations(sources: dict[str, str]) -> list[str]:
 def package_sources() -> dict[str, str]:
     return {
         path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8")
-        for path in PACKAGE.rglob("*.py")
+        for path in [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi")]
     }
 
 
@@ -265,7 +267,7 @@ def test_files_stay_short() -> None:
 
 def test_importing_the_package_is_light() -> None:
     """What only some users need must not cost every user its import time."""
-    heavy = "{'diffusers', 'transformers', 'typer', 'matplotlib', 'pydantic', 'yaml'}"
+    heavy = "{'torch', 'numpy', 'diffusers', 'transformers', 'typer', 'matplotlib', 'pydantic', 'yaml'}"
     code = f"import sys, cache_dit; print(*sorted({heavy} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
