@@ -37,6 +37,7 @@ LAYERS: dict[str, float] = {
     "cache_dit.compile": 4,
     "cache_dit.configs": 4,
     "cache_dit.demo": 4,
+    "cache_dit.generate": 4,
     "cache_dit.kernels": 4,
     "cache_dit.metrics": 4,
     "cache_dit.offload": 4,
@@ -56,6 +57,19 @@ SIBLINGS_ALLOWED = {
     ("cache_dit.bench", "cache_dit.demo"),
     ("cache_dit.bench", "cache_dit.shorthand"),
     ("cache_dit.tune", "cache_dit.configs"),
+    *(
+        ("cache_dit.generate", f"cache_dit.{part}")
+        for part in (
+            "attention",
+            "compile",
+            "configs",
+            "demo",
+            "offload",
+            "parallelism",
+            "quantize",
+            "shorthand",
+        )
+    ),
     *(
         ("cache_dit.configs", f"cache_dit.{section}")
         for section in ("attention", "compile", "parallelism", "quantize")

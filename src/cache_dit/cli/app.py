@@ -11,6 +11,7 @@ from cache_dit.cli.bench import bench
 from cache_dit.cli.calibrate import calibrate
 from cache_dit.cli.demo import demo
 from cache_dit.cli.doctor import doctor
+from cache_dit.cli.generate import generate
 from cache_dit.cli.metrics import HELP, metrics
 from cache_dit.cli.models import models
 from cache_dit.cli.report import report
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(doctor)
+app.command(no_args_is_help=True)(generate)
 app.command(no_args_is_help=True)(metrics)
 app.command()(models)
 app.command()(report)
