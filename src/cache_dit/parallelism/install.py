@@ -30,7 +30,6 @@ def install(config: ParallelismConfig, models: Sequence[nn.Module], pipe: Any) -
     with contextlib.ExitStack() as undo:
         _check_untouched(models)
         sharing = share(config)
-        undo.callback(sharing.close)
         if sharing.mesh is not None:
             _check_plans(sharing, models)
             if config.attention_backend is not None:

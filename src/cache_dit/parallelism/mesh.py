@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -13,6 +15,11 @@ from cache_dit.errors import ConfigError
 from cache_dit.parallelism.config import SIZES, ParallelismConfig
 
 DIMENSIONS = ("ring", "ulysses", "tp")
+
+# The groups of this process, as long as those they are parts of. None is destroyed before: torch gives the name of a
+# destroyed group to the next of the same ranks, which would then look for each other at the old addresses.
+_Formed = dict[tuple[tuple[int, ...], datetime.timedelta], dist.ProcessGroup]
+_FORMED: WeakKeyDictionary[dist.ProcessGroup, _Formed] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,19 +32,12 @@ class Sharing:
         mesh: Their mesh, with the dimensions "ring", "ulysses" and "tp", some of which may be 1; None where
             nothing is split.
         context: Those that share the sequence, in the order of the shards; None where it is not split.
-        own: The groups that were formed for it.
     """
 
     config: ParallelismConfig
     group: dist.ProcessGroup
     mesh: DeviceMesh | None
     context: dist.ProcessGroup | None
-    own: tuple[dist.ProcessGroup, ...] = ()
-
-    def close(self) -> None:
-        """Give up the groups that were formed; all ranks have to."""
-        for group in self.own:
-            dist.destroy_process_group(group)
 
     @property
     def label(self) -> str:
@@ -91,15 +91,17 @@ def _groups(config: ParallelismConfig, ranks: torch.Tensor, group: dist.ProcessG
     given: Any = group or dist.group.WORLD
     # That of the user, where torch would take its default: a rank that died must not hold the others up.
     timeout = given._get_backend(torch.device(kind)).options._timeout
-    known = {tuple(dist.get_process_group_ranks(given)): given}
+    formed = _FORMED.setdefault(given, {})
 
     def group_of(members: torch.Tensor) -> dist.ProcessGroup:
         key = tuple(members.tolist())
-        if key not in known:
+        if key == tuple(dist.get_process_group_ranks(given)):
+            return given
+        if (key, timeout) not in formed:
             # Only its own ranks have to call: the others may be no replicas at all.
-            known[key] = dist.new_group(list(key), timeout=timeout, use_local_synchronization=True)
-        made: dist.ProcessGroup = known[key]
-        return made
+            made = dist.new_group(list(key), timeout=timeout, use_local_synchronization=True)
+            formed[key, timeout] = made
+        return formed[key, timeout]
 
     here = (ranks == dist.get_rank()).nonzero()[0].tolist()
     lines = []
@@ -111,5 +113,4 @@ def _groups(config: ParallelismConfig, ranks: torch.Tensor, group: dist.ProcessG
     plane = ranks[:, :, here[2]].flatten()
     context = group_of(plane) if len(plane) > 1 else None
     whole = group_of(ranks.flatten())
-    own = tuple(one for one in known.values() if one is not given)
-    return Sharing(config, whole, mesh, context, own)
+    return Sharing(config, whole, mesh, context)
