@@ -16,8 +16,9 @@ from cache_dit.parallelism.config import SIZES, ParallelismConfig
 
 DIMENSIONS = ("ring", "ulysses", "tp")
 
-# The groups of this process, as long as those they are parts of. None is destroyed before: torch gives the name of a
-# destroyed group to the next of the same ranks, which would then look for each other at the old addresses.
+# The groups of this process, by the one that they are parts of, for as long as that lasts. None is destroyed
+# before: torch gives the name of a destroyed group to the next of the same ranks, which would then look for
+# each other at the old addresses.
 _Formed = dict[tuple[tuple[int, ...], datetime.timedelta], dist.ProcessGroup]
 _FORMED: WeakKeyDictionary[dist.ProcessGroup, _Formed] = WeakKeyDictionary()
 
