@@ -265,5 +265,5 @@ def test_a_schedule_that_cannot_be_is_refused(
 def test_a_file_that_is_no_schedule_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "schedule.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"schedule\.json is no schedule \(.*\); make one with"):
+    with pytest.raises(ConfigError, match=r"schedule\.json is no schedule \(.*\); see"):
         Schedule.load(path)

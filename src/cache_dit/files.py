@@ -1,13 +1,16 @@
-"""Writing files: whole or not at all, and never over a file that somebody else made."""
+"""Files: written whole or not at all, never over a foreign one, and read as data of limited size."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from cache_dit.errors import ConfigError
 
 _HEAD = 4096
+_MOST_BYTES = 1_000_000
 
 
 def write_whole(path: Path, content: str | bytes, *, mark: str | None = None) -> None:
@@ -36,6 +39,25 @@ def write_whole(path: Path, content: str | bytes, *, mark: str | None = None) ->
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def read_json(path: str | Path) -> Any:
+    """Plain data from a JSON file of at most 1 MB; nothing in it is executed.
+
+    Raises:
+        ValueError: It is larger, or no JSON; NaN and Infinity are none.
+        RecursionError: It is nested too deep.
+        OSError: There is no such file, or it cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+    return json.loads(content.decode(), parse_constant=_refused)
+
+
+def _refused(constant: str) -> float:
+    raise ValueError(f"it has {constant}")
 
 
 def _has(path: Path, mark: str) -> bool:

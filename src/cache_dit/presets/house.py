@@ -46,12 +46,7 @@ def tolerance(tolerance: float = 0.05) -> Preset:
 
 
 # First blocks, warm-up, its interval, most skipped steps in a row, threshold.
-_SIZES = {
-    "S": (4, 4, 1, 4, 0.12),
-    "M": (1, 4, 1, 6, 0.24),
-    "F": (1, 8, 2, 8, 0.8),
-    "U": (1, 8, 4, 10, 0.8),
-}
+_SIZES = {"S": (4, 4, 1, 4, 0.12), "M": (1, 4, 1, 6, 0.24), "F": (1, 8, 2, 8, 0.8), "U": (1, 8, 4, 10, 0.8)}
 
 
 def dbcache(size: str = "S") -> Preset:
@@ -117,8 +112,6 @@ def dbprune(threshold: float = 0.06, dynamic: bool = False) -> Preset:
     """
     return Preset(
         DBPruneConfig(
-            Fn_compute_blocks=1,
-            residual_diff_threshold=threshold,
-            enable_dynamic_prune_threshold=dynamic,
+            Fn_compute_blocks=1, residual_diff_threshold=threshold, enable_dynamic_prune_threshold=dynamic
         )
     )

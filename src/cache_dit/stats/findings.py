@@ -36,6 +36,7 @@ class Problem(Enum):
     COMPILED = "compiled whole"
     SECOND_CACHE = "two caches"
     ESTIMATE = "estimate idle"
+    NOT_FINITE = "not finite"
     REPLACED = "enabled twice"
 
 
@@ -105,6 +106,8 @@ def _findings(attached: Attachment, *, compiled: bool) -> Iterator[tuple[Problem
         yield Problem.NOT_RUN, "no forward since enable_cache; run the pipeline, then ask again."
         return
     for entry, setting in zip(stats, attached.settings, strict=True):
+        if odd := [step.step for step in entry.steps if step.verdict.reason is Reason.NOT_FINITE]:
+            yield Problem.NOT_FINITE, f"step {min(odd)} of {' + '.join(entry.lists)} {_NOT_FINITE}"
         if not entry.cached_steps and not entry.cfg_cached_steps:
             problem, text = _never_cached(entry, setting.cache)
             yield problem, text if len(stats) == 1 else f"{' + '.join(entry.lists)}: {text}"
@@ -153,6 +156,7 @@ _SECOND_CACHE = (
     "a cache of diffusers is enabled on this transformer too, and each takes the other's skipped steps for "
     "computed ones; call transformer.disable_cache()."
 )
+_NOT_FINITE = "began anew after NaN or infinite values; run the model in bfloat16 or float32."
 _COVERED = (
     "was wrapped (by fully_shard or the like) after enable_cache, so the wrapper runs on skipped steps too; "
     "wrap first, then enable."

@@ -13,12 +13,11 @@ from typing import Any
 
 from cache_dit.configs import load_configs, plain_configs
 from cache_dit.errors import ConfigError
-from cache_dit.files import write_whole
+from cache_dit.files import read_json, write_whole
 from cache_dit.presets import Preset
 from cache_dit.tune.target import Figure, Measure
 
 _FORMAT = "cache_dit profile 1"
-_MOST_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +93,8 @@ class Profile(Preset):
             ConfigError: It is no profile, is over 1 MB, or has a value that cannot be.
             OSError: There is no such file, or it cannot be read.
         """
-        size = Path(path).stat().st_size
-        if size > _MOST_BYTES:
-            raise ConfigError(f"{path} has {size} bytes; a profile has {_MOST_BYTES} at most.")
         try:
-            found: Any = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refused)
+            found = read_json(path)
             if found["format"] != _FORMAT:
                 raise ValueError(f"its format is {found['format']!r}, and this version reads {_FORMAT!r}")
             return _read(found)
@@ -155,7 +151,3 @@ def _number(found: Mapping[str, Any], name: str) -> float:
     if type(found[name]) not in (int, float) or not math.isfinite(found[name]):
         raise TypeError(f"{name} is {found[name]!r}, which is no number")
     return float(found[name])
-
-
-def _refused(constant: str) -> float:
-    raise ValueError(f"it has {constant}")

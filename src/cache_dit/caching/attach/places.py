@@ -88,13 +88,7 @@ def part_of(
 
 
 def inside_of(
-    lists: Lists,
-    number: int,
-    setting: Setting,
-    start: int,
-    stop: int,
-    leaders: dict[Policy, int],
-    place: int,
+    lists: Lists, number: int, setting: Setting, start: int, stop: int, leaders: dict[Policy, int], place: int
 ) -> Iterator[Segment]:
     """A segment for every attention or feed-forward module in the blocks `[start, stop)` of a list.
 

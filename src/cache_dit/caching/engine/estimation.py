@@ -80,6 +80,4 @@ class Estimation:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors that are kept."""
-        return sum(
-            tensor.nbytes for tensor in (*self._values, *([] if self._moved is None else [self._moved]))
-        )
+        return sum(tensor.nbytes for tensor in (*self._values, self._moved) if tensor is not None)

@@ -46,6 +46,7 @@ class SegmentRun:
         change: Change taken over from another branch of the step; None: measured here.
         share: Of the tokens that were computed although the step is skipped.
         error: Of the forecast, where the gate has it measured.
+        rejected: What was delivered failed its check.
         segment: Its plan.
         skipping: The blocks inside hand their inputs through; read by every block call.
         computing: The blocks inside run as they are and nothing is to be learnt from them; likewise.
@@ -64,6 +65,7 @@ class SegmentRun:
     change: float | None = None
     share: float = 0.0
     error: float | None = None
+    rejected: bool = False
     segment: Segment = field(init=False)
     skipping: bool = False
     computing: bool = False
@@ -72,7 +74,6 @@ class SegmentRun:
     _entry: tuple[Any, ...] = ()
     _result: tuple[Any, ...] = ()
     _head: Tensor | None = None
-    _rejected: bool = False
     _before: Any = field(init=False)
     # The values of this call, where one module is called several times in a forward.
     _values: SegmentState = field(init=False)
@@ -105,14 +106,9 @@ class SegmentRun:
         now on, until it runs to its end.
         """
         if self._phase in (_Phase.WAITING, _Phase.CLOSED):
-            return not self._rejected
+            return not self.rejected
         self._state.forget()
         return self._phase is not _Phase.SKIPPING
-
-    @property
-    def rejected(self) -> bool:
-        """Whether what was delivered failed its check."""
-        return self._rejected
 
     def enters(self, block: nn.Module, args: Arguments, kwargs: Keywords) -> bool:
         """Decide ahead of the visit, where the segment is one module; whether that has to be computed."""
@@ -180,10 +176,8 @@ class SegmentRun:
         if index is None:
             return
         rows = detached(on_tokens(call, block, args, kwargs, shape, index))
-        values.patch(index, rows)
-        whole = (
-            torch.zeros_like(result, memory_format=torch.contiguous_format) if self.segment.blank else result
-        )
+        values.patch(index, rows, self._at.reduce)
+        whole = result.new_zeros(result.shape) if self.segment.blank else result
         self._result, self.share = (put_rows(whole, index, rows),), index.shape[1] / shape[1]
 
     def _watch(self, index: int, call: BlockCall, block: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
@@ -210,10 +204,9 @@ class SegmentRun:
             known = forecaster.init() if state.check is None else state.check
             state.check = forecaster.observe(known, self._at, change)
         elif state.check is not None and policy is not None:
-            error = self.error = relative_l1(
-                forecaster.predict(state.check, self._at), change, reduce=self._at.reduce
-            )
-            self._rejected = not policy.gate.accepts(leading._state.gate.gate, self._at, error)
+            draft = forecaster.predict(state.check, self._at)
+            self.error = error = relative_l1(draft, change, reduce=self._at.reduce)
+            self.rejected = not policy.gate.accepts(leading._state.gate.gate, self._at, error)
 
     def _learn(self, output: Any) -> None:
         """Tell the gate what it wants to know of a computed step."""
@@ -239,6 +232,8 @@ class SegmentRun:
         values, known = self._values, self.verdict
         entry = tensors_of(args, kwargs) if self.segment.opaque else self.segment.ports.read(args, kwargs)
         entry = entry if self.guide is None else self.guide
+        if values.recover():
+            self._known = Verdict(False, Reason.NOT_FINITE)
         fits = values.fits(entry)
         signal = self._signal(block, entry, args, kwargs) if known is None and self._measures() else None
         if signal is not None or self._leader is not None:
@@ -281,16 +276,18 @@ class SegmentRun:
         return Probe(detached(tail), residual) if kind is Signal.PROBE else residual
 
     def _decide(self, signal: Any) -> Verdict:
+        if self._known is not None:
+            return self._known
         if self._leader is not None:
             # Where nothing is looked at it is known before the leader is reached, which may run later.
             leading = self._leader.verdict or self._leader._known
             return Verdict(leading is not None and leading.skip, Reason.FOLLOWS)
-        if self._known is not None:
-            return self._known
         policy, state, change = self.segment.policy, self._state.gate, self.change
         assert policy is not None  # only followers have none
         if change is None and signal is not None:
             change = policy.measure(state, self._at, signal)
+        if change is not None and change != change:
+            return Verdict(False, Reason.NOT_FINITE)
         if change is not None and isinstance(self._at.changes, list):
             self._at.changes.append(change)
         verdict = None if change is None else policy.decide(state, self._at, change)

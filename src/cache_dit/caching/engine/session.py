@@ -342,7 +342,8 @@ class Session:
         if self.plan.per_sample:
             parts, groups = split(output, len(runs)), [[run] for run in runs]
         kept = state.estimations.get(tick.branch)
-        if kept is None or len(kept) != len(parts) or not kept[0].fits(parts[0]):
+        spoilt = any(run.settle().reason is Reason.NOT_FINITE for run in runs)
+        if spoilt or kept is None or len(kept) != len(parts) or not kept[0].fits(parts[0]):
             replaces = self.plan.whole is not None
             kept = [Estimation(self.plan.trajectory, noise, index, replaces=replaces) for _ in parts]
             state.estimations[tick.branch] = kept
@@ -390,10 +391,6 @@ def _around(run: SegmentRun, slot: Slot, call: Callable[..., Any]) -> Callable[.
 def _noise_index(state: RunState, tick: Tick) -> int:
     """Where the step is in the noise schedule; a scheduler knows it but for its first step."""
     assert state.noise is not None
-    if state.position is not None and state.position >= 0:
-        return state.position
-    return (
-        max(0, len(state.noise.levels) - state.total)
-        if state.position is not None and state.total
-        else tick.step
-    )
+    if state.position is None or (state.position < 0 and not state.total):
+        return tick.step
+    return state.position if state.position >= 0 else max(0, len(state.noise.levels) - (state.total or 0))

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
+from cache_dit.caching.engine.finite import all_finite
 from cache_dit.caching.engine.flow import unpack, wrong_form
 from cache_dit.caching.engine.plan import Segment
 from cache_dit.caching.forecasters.reuse import Reuse
 from cache_dit.caching.maths.change import relative_l1
 from cache_dit.caching.maths.forecaster import Forecaster
-from cache_dit.caching.maths.moment import Moment
+from cache_dit.caching.maths.moment import Moment, Reduce
 from cache_dit.caching.maths.tokens import Ages
 from cache_dit.errors import EngineError
 
@@ -30,26 +31,6 @@ class SegmentState:
         tokenwise: Whether the module was seen to compute every token by itself; None: it was not tried yet.
         again: The values of the next call of the same module in one forward; None: there was no further call.
     """
-
-    __slots__ = (
-        "_constants",
-        "_dtypes",
-        "_form",
-        "_sizes",
-        "_spec",
-        "_within",
-        "again",
-        "ages",
-        "check",
-        "forecasters",
-        "forecasts",
-        "gate",
-        "grown",
-        "ready",
-        "segment",
-        "sides",
-        "tokenwise",
-    )
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
@@ -73,6 +54,7 @@ class SegmentState:
         self._sizes: dict[int, int] = {}
         self._form: tuple[Any, ...] = ()
         self._spec: TreeSpec | None = None
+        self._finite = all_finite(())
 
     def fits(self, entry: tuple[Any, ...]) -> bool:
         """Whether forecasts made so far can stand in for this entry; if not they are dropped.
@@ -87,6 +69,15 @@ class SegmentState:
         self._form = form
         return not changed
 
+    def recover(self) -> bool:
+        """Begin anew if a NaN or an infinite value is among what was kept, and in that case return True."""
+        if self._finite():
+            return False
+        self.forget()
+        if self.segment.policy is not None:
+            self.gate = self.gate._replace(gate=self.segment.policy.gate.init())
+        return True
+
     def observe(self, at: Moment, entry: tuple[Any, ...], output: Any) -> None:
         """Take in what left the segment on a computed step.
 
@@ -100,9 +91,8 @@ class SegmentState:
             self.forecasters = [self._limited(one) for one in (made * len(values) if self._spec else made)]
             self.forecasts = [None if one is None else one.init() for one in self.forecasters]
         self._constants.clear()
-        self.ages = None
-        for slot, forecaster in enumerate(self.forecasters):
-            value = values[slot]
+        self.ages, kept = None, []
+        for slot, (forecaster, value) in enumerate(zip(self.forecasters, values, strict=True)):
             if forecaster is None:
                 continue
             if not self._is_stream(value):
@@ -112,9 +102,9 @@ class SegmentState:
                 self._constants[slot] = value.new_zeros(()).expand(value.shape)
                 continue
             state = self.forecasts[slot]
-            fresh = self._value(slot, entry, value, forecaster.spare(state))
-            self.forecasts[slot] = forecaster.observe(state, at, fresh)
-        self.ready = True
+            kept.append(self._value(slot, entry, value, forecaster.spare(state)))
+            self.forecasts[slot] = forecaster.observe(state, at, kept[-1])
+        self.ready, self._finite = True, all_finite(kept, at.reduce)
 
     def forecast(self, at: Moment, entry: tuple[Any, ...]) -> tuple[Any, ...]:
         """What leaves the segment on a skipped step; every forecast tensor is the caller's own."""
@@ -135,11 +125,12 @@ class SegmentState:
             return tree_unflatten(values, self._spec)
         return self.segment.ports.pack(self.with_sides(index, values))
 
-    def patch(self, index: Tensor, rows: Tensor) -> None:
-        """Take in some tokens that the module has computed on a skipped step."""
+    def patch(self, index: Tensor, rows: Tensor, reduce: Reduce | None) -> None:
+        """Take in some tokens that the module has computed on a skipped step; `reduce` as in `Moment`."""
         forecaster = self.forecasters[0]
         if forecaster is not None and not self.segment.blank:
             self.forecasts[0] = forecaster.patched(self.forecasts[0], index, rows)
+            self._finite = all_finite((rows,), reduce)
 
     def limit(self, memory: int) -> None:
         """From now on keep at most so many tensors for each stream, with a forecaster that makes do."""
@@ -196,6 +187,9 @@ class SegmentState:
         if slot in self._constants:
             return self._constants[slot]
         value = forecaster.predict(self.forecasts[slot], at)
+        if torch.float16 in (value.dtype, self._dtypes[slot]):
+            # An extrapolation may leave the range of float16, which nothing that was computed has left.
+            value = value.clamp(-65504.0, 65504.0)
         if self._is_change(slot, entry, value.shape):
             return torch.add(entry[slot], _cast(value, entry[slot].dtype))
         return value.clone() if value.dtype == self._dtypes[slot] else value.to(self._dtypes[slot])

@@ -54,6 +54,7 @@ class Reason(Enum):
     UNCERTAIN = "run not yet told from a dropped one"
     REJECTED = "the forecast failed its check"
     AWAY = "the branch was skipped before"
+    NOT_FINITE = "NaN or infinite values on an earlier step"
 
 
 class Verdict(NamedTuple):

@@ -10,11 +10,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cache_dit.caching.maths.masks import stretch
 from cache_dit.errors import ConfigError, ConfigTypeError
-from cache_dit.files import write_whole
+from cache_dit.files import read_json, write_whole
+
+_MOST_STEPS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,9 @@ class Schedule:
     Attributes:
         total: Steps of the run that it was found for.
         computed: Numbers of the computed steps from 0, rising; the first is 0.
-        model: Class name of the transformer that it was found on.
-        method: How it was found.
-        versions: Of the packages that it was found with, by name.
+        model: Class name of the transformer that it was found on. "" (default): unknown.
+        method: How it was found. "" (default): unknown.
+        versions: Of the packages that it was found with, by name. Default: none.
 
     Raises:
         ConfigError: The steps do not rise, do not begin with 0 or go beyond the total.
@@ -45,6 +46,8 @@ class Schedule:
         for name, number in (("total", self.total), *(("computed", step) for step in self.computed)):
             if isinstance(number, bool) or not isinstance(number, int):
                 raise ConfigTypeError(f"{name} has {number!r}; give whole numbers.")
+        if self.total > _MOST_STEPS:
+            raise ConfigError(f"total is {self.total}; give {_MOST_STEPS} steps at most.")
         steps = self.computed
         if steps[:1] != (0,) or any(after <= before for before, after in itertools.pairwise(steps)):
             raise ConfigError(f"computed is {list(steps)}; give rising step numbers, the first of them 0.")
@@ -79,16 +82,13 @@ class Schedule:
         """Read what `save` wrote.
 
         Raises:
-            ConfigError: The file is no schedule, or a value in it cannot be.
+            ConfigError: The file is no schedule, is over 1 MB, or has a value that cannot be.
             OSError: There is no such file, or it cannot be read.
         """
         try:
-            found: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**found)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{path} is no schedule ({error}); make one with cache_dit.tune.observe."
-            ) from error
+            return cls(**read_json(path))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{path} is no schedule ({error}); see cache_dit.tune.observe.") from error
 
 
 @functools.lru_cache(maxsize=64)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cache_dit.caching.maths.placement import Model, best_steps
 from cache_dit.errors import ConfigError
-from cache_dit.files import write_whole
+from cache_dit.files import read_json, write_whole
 
 # The kernel for models of which nothing is known; length and margin were chosen on the demo model, on other
 # prompts than the benchmarks report.
@@ -48,8 +48,8 @@ class Trajectory:
     Attributes:
         sigmas: Noise levels before every step, and behind the last one; S + 1 of them.
         gram: Mean inner products of the outputs of all steps, [S, S], float64 on the host.
-        model: Class name of the transformer.
-        pictures: How many runs the mean is over; 0: it was not measured.
+        model: Class name of the transformer. "" (default): any.
+        pictures: How many runs the mean is over. 0 (default): it was not measured.
 
     Raises:
         ConfigError: The sizes do not fit, or something is not finite.
@@ -62,7 +62,8 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         count = len(self.sigmas) - 1
-        if count < 2 or self.gram.shape != (count, count) or not bool(self.gram.isfinite().all()):
+        known = all(map(math.isfinite, self.sigmas)) and bool(self.gram.isfinite().all())
+        if count < 2 or self.gram.shape != (count, count) or not known:
             raise ConfigError(
                 f"gram is of shape {tuple(self.gram.shape)} with {count + 1} sigmas; give finite numbers, "
                 "one row and column for every sigma but the last, at least 2."
@@ -113,22 +114,19 @@ class Trajectory:
         """Read a file of `save`.
 
         Raises:
-            ConfigError: It is no such file.
+            ConfigError: It is no such file, is over 1 MB, or has a value that cannot be.
+            OSError: There is no such file, or it cannot be read.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            known = content["format"] == _FORMAT
-            sigmas, gram = (
-                tuple(map(float, content["sigmas"])),
-                torch.tensor(content["gram"], dtype=torch.float64),
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError(
-                f"{path} is no trajectory ({error}); make one with cache_dit.tune.calibrate."
-            ) from error
-        if not known:
-            raise ConfigError(f"{path} has the format {content['format']!r}; this version reads {_FORMAT!r}.")
-        return cls(sigmas, gram, str(content["model"]), int(content["pictures"]))
+            content = read_json(path)
+            if content["format"] != _FORMAT:
+                raise ValueError(f"its format is {content['format']!r}, and this version reads {_FORMAT!r}")
+            gram = torch.tensor(content["gram"], dtype=torch.float64)
+            sigmas = tuple(map(float, content["sigmas"]))
+            return cls(sigmas, gram, str(content["model"]), int(content["pictures"]))
+        # A RecursionError is a RuntimeError.
+        except (ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
+            raise ConfigError(f"{path} is no trajectory ({error}); see cache_dit.tune.calibrate.") from error
 
     def resampled(self, sigmas: Sequence[float]) -> Trajectory:
         """The same for other noise levels, or another number of them, by cubic interpolation."""
