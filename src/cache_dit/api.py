@@ -61,6 +61,7 @@ def enable_cache(
             transformer or one for each list.
         parallelism_config: A `ParallelismConfig`, to spread every sample over several processes, which then
             decide together; given alone, nothing is cached. None: it stays as it is.
+        **unknown: Refused; the message tells the nearest option.
 
     Returns:
         The object that was given.

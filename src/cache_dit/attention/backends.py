@@ -82,6 +82,9 @@ def checked_attn_backend(backend: str) -> str:
     Args:
         backend: As in `set_attn_backend`.
 
+    Returns:
+        The same name.
+
     Raises:
         ConfigError: The name is unknown, or it needs a GPU and there is none.
     """

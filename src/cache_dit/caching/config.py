@@ -87,14 +87,14 @@ class CacheConfig(Options, ABC):
         Bn_compute_blocks: Last blocks that are always computed. Default 0.
         max_warmup_steps: First steps that are computed. Default 0.
         warmup_interval: Within the warm-up only every n-th step is computed for certain. Default 1.
-        max_cached_steps: Most skipped steps in a run; -1: no limit.
-        max_continuous_cached_steps: Most skipped steps in a row; -1: no limit.
+        max_cached_steps: Most skipped steps in a run. -1 (default): no limit.
+        max_continuous_cached_steps: Most skipped steps in a row. -1 (default): no limit.
         enable_separate_cfg: True: the model is called twice a step, for the two branches of classifier-free
             guidance, and each branch has its own cache. False: once a step. None (default): found out from
             the pipeline's branch names or from the calls that share a timestep.
-        cfg_compute_first: With two unnamed calls a step, the first is the unconditional one.
+        cfg_compute_first: With two unnamed calls a step, the first is the unconditional one. Default False.
         cfg_diff_compute_separate: False: the later branch of a step takes the change measured by the first;
-            where nothing is measured, its decision.
+            where nothing is measured, its decision. True (default): each branch decides for itself.
         per_sample: Every sample of a batch is decided over by itself, with `Place.OUTPUT`: those that must be
             computed go through the transformer together, the others wait. A picture then does not depend on
             its neighbours. Gates that measure wait for the device once for each sample. Without it a batch is
@@ -108,19 +108,23 @@ class CacheConfig(Options, ABC):
         uncond_window: Noise levels, a low and a high one, strictly between which that is done; where nothing
             tells the noise level, shares of the run still to come. Early on the difference of the branches
             changes fast. Default (0, 0.641), as in FasterCache's code.
-        num_inference_steps: Steps of a run, for a transformer without a pipeline; None: read from the
-            pipeline, or unknown.
+        num_inference_steps: Steps of a run, for a transformer without a pipeline. None (default): read
+            from the pipeline, or unknown.
         tuned_steps: Steps of the runs that these options were tuned for; a run of another length gets a
             warning. None (default): nothing is known.
         steps_computation_mask: 1 must compute, 0 may skip, for each step; replaces the warm-up. See
-            `cache_dit.steps_mask`.
-        steps_computation_policy: "dynamic": a 0 is decided by the method. "static": a 0 is skipped, and not
-            even the first blocks run.
+            `cache_dit.steps_mask`. None (default): there is none.
+        steps_computation_policy: "dynamic" (default): a 0 is decided by the method. "static": a 0 is
+            skipped, and not even the first blocks run.
         force_refresh_step_hint: Step at which everything kept is dropped and counting starts again, for
-            pipelines with several denoising stages in one call. None: never.
-        force_refresh_step_policy: "once" at that step, or "repeat" every that many steps.
+            pipelines with several denoising stages in one call. None (default): never.
+        force_refresh_step_policy: "once" (default) at that step, or "repeat" every that many steps.
         max_live_requests: Most requests that may keep state in one transformer at a time; one more is an
             error, before it costs memory. -1: no limit. See `cache_dit.Request`. Default 64.
+
+    Raises:
+        ConfigError: A value that is not allowed, or options that exclude each other.
+        ConfigTypeError: An option is unknown or of the wrong type.
     """
 
     cache_type: ClassVar[CacheType] = CacheType.OTHER
@@ -252,7 +256,7 @@ class BasicCacheConfig(CacheConfig):
             since the last computed step is below this. 0 never skips, 1 or more skips whatever the change
             is. Default 0.08.
         max_accumulated_residual_diff_threshold: Largest sum of those changes over skipped steps in a row;
-            starts anew at each computed step. None: no limit.
+            starts anew at each computed step. None (default): no limit.
     """
 
     cache_type: ClassVar[CacheType] = CacheType.DBCache
@@ -294,16 +298,21 @@ class CalibratorConfig(Options):
     """What a skipped segment is filled with; this one repeats the last computed value.
 
     Attributes:
-        enable_calibrator: Forecast the main (hidden state) stream. False: it repeats the last value.
-        enable_encoder_calibrator: The same for every other stream, such as the text stream.
-        calibrator_cache_type: "residual": the change over the segment is forecast and added to what enters
-            it. "hidden_states": what leaves the segment is forecast.
-        forecast_axis: What forecasts are made along. "step": the number of the step. "sigma": the noise
-            level, or the timestep where there is none; for schedules with uneven steps.
+        enable_calibrator: Forecast the main (hidden state) stream. False: it repeats the last value. Default
+            True.
+        enable_encoder_calibrator: The same for every other stream, such as the text stream. Default True.
+        calibrator_cache_type: "residual" (default): the change over the segment is forecast and added to what
+            enters it. "hidden_states": what leaves the segment is forecast.
+        forecast_axis: What forecasts are made along. "step" (default): the number of the step. "sigma": the
+            noise level, or the timestep where there is none; for schedules with uneven steps.
         cache_dtype: Type in which values are kept, such as `torch.bfloat16`; None (default): that of the
             stream.
         memory_budget: Most bytes that forecasts of one branch may keep; the order of the forecaster is
             lowered until it fits. None (default): no limit.
+
+    Raises:
+        ConfigError: A value that is not allowed.
+        ConfigTypeError: An option is unknown or of the wrong type.
     """
 
     estimates: ClassVar[bool] = False

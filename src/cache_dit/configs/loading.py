@@ -109,6 +109,9 @@ def plain_configs(**sections: Any) -> dict[str, Any]:
     Args:
         **sections: As in `save_configs`.
 
+    Returns:
+        Mappings, lists, words and numbers, with what differs from the defaults.
+
     Raises:
         ConfigError: A section is unknown.
         ConfigTypeError: Something has no form in a file.

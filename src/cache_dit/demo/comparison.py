@@ -22,7 +22,13 @@ from cache_dit.stats import CacheStats, strify, summary
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Median of some measurements and the quartiles around it; all three are equal where there is one."""
+    """Some measurements in three numbers, which are equal where there is one measurement.
+
+    Attributes:
+        median: Their median, in their unit.
+        low: Lower quartile.
+        high: Upper quartile.
+    """
 
     median: float
     low: float
@@ -68,7 +74,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FewerSteps:
-    """The control: no cache, but as many steps as cost about the same. PSNR and SSIM by sample."""
+    """The control: no cache, but as many steps as cost about the same.
+
+    Attributes:
+        steps: How many.
+        psnr: Decibels to the uncached picture of all steps, by sample.
+        ssim: Structural similarity to it, by sample.
+    """
 
     steps: int
     psnr: tuple[float, ...]
@@ -154,7 +166,10 @@ def compare(
         steps: Denoising steps.
         cfg: Scale of classifier-free guidance; 1 turns it off.
         repeats: Timed pairs of each prompt and seed.
-        progress: Called with the number of pictures made and that of all pictures.
+        progress: Called with the number of pictures made and that of all pictures. None: nothing is told.
+
+    Returns:
+        The figures, and the pictures that they are of.
 
     Raises:
         ConfigError: No prompt or seed, a word that the model was not taught, or an option that does not fit.

@@ -118,6 +118,12 @@ def compute_image_reward(
 def named_score(name: str) -> Reward:
     """Import the function that `module:function` names, as command lines give it.
 
+    Args:
+        name: Such as `my_package.scores:reward`. Importing the module runs its code.
+
+    Returns:
+        The function: a prompt and a picture to a number.
+
     Raises:
         ConfigError: There is no such module, or it has no such function.
     """

@@ -79,7 +79,17 @@ def compute_video_ssim(true: PathLike, test: PathLike, **options: Unpack[Options
 
 
 def holds_videos(path: PathLike) -> bool:
-    """Whether a path is a video file, or a folder of such files."""
+    """Whether a path is a video file, or a folder with such files.
+
+    Args:
+        path: A file or folder; of a file the ending counts.
+
+    Returns:
+        True for one video file or more.
+
+    Raises:
+        ConfigError: There is nothing at the path.
+    """
     place = existing(path)
     files = place.iterdir() if place.is_dir() else [place]
     return any(file.suffix.lower() in VIDEOS for file in files)

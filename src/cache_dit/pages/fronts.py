@@ -105,6 +105,9 @@ def read_points(path: str | os.PathLike[str]) -> list[Point]:
             there; `kind` is "control" for what caches are held against; with a column `set`, only lines with
             "report" count where there are any. Other columns are not read.
 
+    Returns:
+        One point for each setting, in the order of the file.
+
     Raises:
         ConfigError: The file is neither, or larger than 16 MiB.
         OSError: It cannot be read.

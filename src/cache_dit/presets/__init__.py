@@ -3,8 +3,9 @@
 >>> cache_dit.enable_cache(pipe, cache_dit.presets.taylorseer_lite(5, 1))
 
 What a method does, where it comes from, and what is unsure about its source is told by the option classes
-that a preset is made of. Speeds are those that the authors measured, on their hardware. A preset is a
-starting point: `Preset.with_options` changes what it sets.
+that a preset is made of, as are the defaults of what it leaves alone. Every function returns a `Preset`, and
+raises `ConfigError` or `ConfigTypeError` for a value that those options refuse. Speeds are those that the
+authors measured, on their hardware. A preset is a starting point: `Preset.with_options` changes what it sets.
 """
 
 import inspect

@@ -49,8 +49,9 @@ class CacheStats:
         state_bytes: Most bytes that cached tensors took, over all lists of the transformer.
         flops: FLOPs of one uncached forward of the transformer; None where they cannot be counted.
         flops_saved: FLOPs of the skipped blocks as a fraction of those of the uncached run; None likewise.
-        pruned: Blocks that were skipped, of how many decisions; None where not every block decides alone.
-        limit: What changes are held against; None for methods that measure none.
+        pruned: Blocks that were skipped, of how many decisions. None (default) where not every block decides
+            alone.
+        limit: What changes are held against. None (default) for methods that measure none.
     """
 
     model: str

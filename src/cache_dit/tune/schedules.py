@@ -83,9 +83,12 @@ def observe(
         pipe: A diffusers pipeline, not cached.
         prompts: What the pipeline is called with, one run for each; a few are enough.
         num_inference_steps: Steps of each run.
-        search: How schedules will be chosen; it decides what the runs cost.
+        search: How schedules will be chosen; it decides what the runs cost. Default `DPCache()`.
         seed: Seed of the first run's noise; the next runs take the next numbers.
         arguments: Other arguments of the pipeline, such as `height` or `guidance_scale`.
+
+    Returns:
+        What was seen, from which `schedule` makes a schedule of any number of computed steps.
 
     Raises:
         ConfigError: The pipeline cannot be recorded or is cached.

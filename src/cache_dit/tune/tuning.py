@@ -81,9 +81,12 @@ def tune(
         by: `Measure.FLOPS` or `Measure.TIME`: what "2x" is measured by, and what is made small within a
             target of quality. None: for "2x" the time, if all uncached runs take the same but for a tenth,
             else the FLOPs; for a target of quality the FLOPs.
-        quality: `Measure.PSNR`, `SSIM` or `TOLERANCE`: what is made best within a target of cost.
+        quality: `Measure.PSNR` (default), `SSIM` or `TOLERANCE`: what is made best within a target of cost.
         told: Called with a line of text whenever something is done. None: nothing is told.
         arguments: Other arguments of the pipeline, such as `height` or `guidance_scale`.
+
+    Returns:
+        The profile of the best setting, and all that was tried.
 
     Raises:
         ConfigError: The target or another argument cannot be; the pipeline is cached; no method fits it.

@@ -18,8 +18,9 @@ class ParamsModifier(Options):
     """Parameters of one block list, or of one transformer among several.
 
     Attributes:
-        cache_config: `DBCacheConfig().reset(...)` changes the fields named; a whole config replaces all.
-        calibrator_config: A calibrator for this list; None: the shared one.
+        cache_config: `DBCacheConfig().reset(...)` changes the fields named; a whole config replaces all. None
+            (default): the shared one.
+        calibrator_config: A calibrator for this list. None (default): the shared one.
     """
 
     cache_config: CacheConfig | Override | None = option(
@@ -41,20 +42,27 @@ class BlockAdapter(Options):
     length, and each entry of the latter three may be a list again; with one transformer they are that entry.
 
     Attributes:
-        pipe: The pipeline; None for a transformer without one.
-        transformer: The transformer or transformers; None: `pipe.transformer`.
-        blocks: The block list or lists, in the order in which the forward runs them; None: as the class is
-            known, or with `auto` those that are found.
+        pipe: The pipeline. None (default): a transformer without one.
+        transformer: The transformer or transformers. None (default): `pipe.transformer`.
+        blocks: The block list or lists, in the order in which the forward runs them. None (default): as
+            the class is known, or with `auto` those that are found.
         blocks_name: Attribute path or paths of the block lists, such as `"decoder.layers"`, in place of
-            `blocks`; looked up after `patch_functor` was applied.
-        forward_pattern: What blocks take and return, one for all lists or one for each. None: as the class
-            is known, or with `auto` as the first forward shows.
+            `blocks`; looked up after `patch_functor` was applied. None (default): there are none.
+        forward_pattern: What blocks take and return, one for all lists or one for each. None (default): as
+            the class is known, or with `auto` as the first forward shows.
         params_modifiers: One for each list (each list then decides for itself), or one for each transformer.
-        has_separate_cfg: See `enable_separate_cfg` in the cache config, which goes first; None: found out.
+            None (default): all have the same options, and the first list decides for all.
+        has_separate_cfg: See `enable_separate_cfg` in the cache config, which goes first. None (default): it
+            is found out.
         auto: Find the block lists. With a pattern those are taken whose blocks have its arguments. Without
             one, for a class that is not known, the first forward is run once more, uncached, and watched:
-            which output of a block is an argument of the next.
-        patch_functor: Applied to each transformer before anything is looked up in it.
+            which output of a block is an argument of the next. Default False.
+        patch_functor: Applied to each transformer before anything is looked up in it. None (default): nothing
+            is changed.
+
+    Raises:
+        ConfigTypeError: An option is unknown, or `patch_functor` or `auto` is of the wrong type. What does
+            not fit the model is told by `enable_cache`.
 
     Example:
         >>> BlockAdapter(

@@ -58,13 +58,13 @@ class ToleranceGate(Gate):
 class ToleranceConfig(CacheConfig):
     """Skip while the expected error of the forecast is within 9/10 of a tolerance (this project).
 
-    As solvers of differential equations choose steps (Hairer, Norsett, Wanner, Solving ODEs I, II.4): the
-    error seen on a computed step tells later ones, as it is about `rate * prod_i (t - t_i)`, t_i computed.
+    Expected: `rate * prod_i (t - t_i)`, t_i computed, the rate as seen (Hairer et al., Solving ODEs I, II.4).
 
     Attributes:
-        place: Default `Place.OUTPUT`; of `cfg_diff_compute_separate` False: errors of equal steps cancel.
+        place: Default `Place.OUTPUT`.
+        cfg_diff_compute_separate: Default False: errors of branches that skip the same steps cancel.
         tolerance: Relative L1 error of what is skipped; 0 never skips. Default 0.05.
-        order: Degree of the forecast, 0 to 4; of the estimate 1. Default 1. `order + 2` steps begin.
+        order: Degree of the forecast, 0 to 4 (of the estimate: 1); `order + 2` steps begin. Default 1.
     """
 
     method: ClassVar[str] = "Tolerance"

@@ -37,6 +37,9 @@ def steps_mask(
             step counts the positions of the computed steps are interpolated; the first and the last step
             are always computed.
 
+    Returns:
+        A 1 or 0 for each step, as `steps_computation_mask` takes it.
+
     Raises:
         ConfigError: Neither or both ways given, an unknown policy, a bin or step count below 1, or bins that
             do not add up to `total_steps`.
