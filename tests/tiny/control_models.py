@@ -8,8 +8,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.models.controlnets import controlnet_cosmos
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import BATCH, Draw, Inputs, InputsOf, TinyModel, builder, with_extra
 from .image_models import FLUX, QWEN_IMAGE, SD3
@@ -198,15 +197,15 @@ def _resize(mask: Tensor, size: list[int], interpolation: str) -> Tensor:
     return torch.nn.functional.interpolate(mask, size, mode=interpolation)
 
 
-if not hasattr(controlnet_cosmos, "transforms"):
-    # The mask is resized with torchvision, which is not needed for anything else.
-    controlnet_cosmos.transforms = SimpleNamespace(
-        functional=SimpleNamespace(resize=_resize), InterpolationMode=SimpleNamespace(NEAREST="nearest")
-    )
+def _cosmos_control() -> nn.Module:
+    from diffusers.models.controlnets import controlnet_cosmos
 
-COSMOS_CONTROL = TinyModel(
-    name="CosmosControlNetModel",
-    build=builder(
+    if not hasattr(controlnet_cosmos, "transforms"):
+        # The mask is resized with torchvision, which is not needed for anything else.
+        controlnet_cosmos.transforms = SimpleNamespace(
+            functional=SimpleNamespace(resize=_resize), InterpolationMode=SimpleNamespace(NEAREST="nearest")
+        )
+    return builder(
         "CosmosControlNetModel",
         seed=507,
         n_controlnet_blocks=5,
@@ -219,7 +218,12 @@ COSMOS_CONTROL = TinyModel(
         text_embed_dim=_TEXT_DIM,
         adaln_lora_dim=8,
         max_size=(4, 16, 16),
-    ),
+    )()
+
+
+COSMOS_CONTROL = TinyModel(
+    name="CosmosControlNetModel",
+    build=_cosmos_control,
     inputs=_cosmos_inputs,
     block_lists=("control_blocks",),
     variants={"scales": _scaled(_cosmos_inputs, [0.5, 0.25, 1.0, 0.75, 0.1])},

@@ -5,11 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_flux2 import (
-    Flux2KVAttnProcessor,
-    Flux2KVCache,
-    Flux2KVParallelSelfAttnProcessor,
-)
 from torch import nn
 
 from .base import BATCH, Draw, Inputs, TinyModel, builder, with_extra
@@ -50,6 +45,11 @@ FLUX2 = TinyModel(
 
 
 def _flux2_with_kv() -> nn.Module:
+    from diffusers.models.transformers.transformer_flux2 import (
+        Flux2KVAttnProcessor,
+        Flux2KVParallelSelfAttnProcessor,
+    )
+
     model: Any = builder("Flux2Transformer2DModel", seed=102, **_FLUX2_CONFIG)()
     for block in model.transformer_blocks:
         block.attn.set_processor(Flux2KVAttnProcessor())
@@ -59,6 +59,8 @@ def _flux2_with_kv() -> nn.Module:
 
 
 def _flux2_kv_cache(draw: Draw) -> Inputs:
+    from diffusers.models.transformers.transformer_flux2 import Flux2KVCache
+
     cache = Flux2KVCache(_FLUX2_CONFIG["num_layers"], _FLUX2_CONFIG["num_single_layers"])
     cache.num_ref_tokens = 4
     for layer in (*cache.double_block_caches, *cache.single_block_caches):
@@ -71,7 +73,7 @@ def flux2_extract(seed: int) -> Inputs:
     return _flux2_inputs(seed) | {"kv_cache_mode": "extract", "num_ref_tokens": IMAGE // 2}
 
 
-def flux2_cached(seed: int, cache: Flux2KVCache) -> Inputs:
+def flux2_cached(seed: int, cache: Any) -> Inputs:
     """A later step of it, with the other half of the tokens."""
     inputs = _flux2_inputs(seed)
     new = {name: inputs[name][..., IMAGE // 2 :, :] for name in ("hidden_states", "img_ids")}

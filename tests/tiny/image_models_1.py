@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 
 from .base import BATCH, Draw, Inputs, TinyModel, builder, keep_all_but, with_extra
 from .bria_hunyuan_models import (
@@ -139,18 +140,23 @@ def _glm_inputs(seed: int) -> Inputs:
 _GLM_LAYERS = 6
 
 
-def _glm_condition_image(draw: Draw) -> Inputs:
+def _glm_caches(mode: str) -> Any:
+    from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
+
     caches = GlmImageKVCache(_GLM_LAYERS)
-    caches.set_mode("read")
+    caches.set_mode(mode)
+    return caches
+
+
+def _glm_condition_image(draw: Draw) -> Inputs:
+    caches = _glm_caches("read")
     for layer in caches.caches:
         layer.store(draw(1, 4, NUM_HEADS, HEAD), draw(1, 4, NUM_HEADS, HEAD))
     return {"kv_caches": caches}
 
 
 def _glm_write(seed: int) -> Inputs:
-    caches = GlmImageKVCache(_GLM_LAYERS)
-    caches.set_mode("write")
-    return _glm_inputs(seed) | {"kv_caches": caches}
+    return _glm_inputs(seed) | {"kv_caches": _glm_caches("write")}
 
 
 GLM_IMAGE = TinyModel(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 from torch import Tensor
 
 from .base import BATCH, Draw, Inputs, TinyModel, builder, keep_all_but, with_extra
@@ -247,6 +246,8 @@ def _qwen21_image_inputs(seed: int) -> Inputs:
 
 def _qwen21_kv_inputs(seed: int) -> Inputs:
     """Later steps of a run: keys and values of the text are there already."""
+    from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
+
     draw, cache = Draw(seed + 1_000), QwenImage21KVCache(5)
     for layer in cache.layer_caches:
         layer.store(draw(BATCH, TEXT, 2, HEAD), draw(BATCH, TEXT, 2, HEAD))

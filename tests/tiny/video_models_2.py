@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMRefinerKVCache
 from torch import Tensor
 
 from . import wan_models
@@ -338,6 +337,8 @@ def _angles(tokens: int) -> tuple[Tensor, Tensor]:
 
 def _refined_before(draw: Draw) -> Inputs:
     """A denoising step of a later window: it attends to earlier frames, too."""
+    from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMRefinerKVCache
+
     cache = SanaWMRefinerKVCache(_REFINER_LAYERS)
     cache.sink_pe = _angles(3)
     for layer in cache.layer_caches:

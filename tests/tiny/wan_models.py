@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -181,10 +180,16 @@ def _build_animate_2() -> nn.Module:
     return model
 
 
+def _animate_2_cache() -> Any:
+    from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
+
+    return WanAnimate2KVCache(_ANIMATE_2_LAYERS)
+
+
 def _animate_2_inputs(seed: int) -> Inputs:
     draw = Draw(seed)
     side = _ANIMATE_2_SIDE
-    cache, kept = WanAnimate2KVCache(_ANIMATE_2_LAYERS), Draw(0)
+    cache, kept = _animate_2_cache(), Draw(0)
     for layer in cache.layer_caches:
         layer.store(*(kept(BATCH, _FRAMES * side**2, 2, 16) for _ in range(2)))
     return {
@@ -204,7 +209,7 @@ def _animate_2_inputs(seed: int) -> Inputs:
 def _extraction(_: Draw) -> Inputs:
     grid = torch.tensor([[_FRAMES + 1, _ANIMATE_2_SIDE, _ANIMATE_2_SIDE]] * BATCH)
     return {
-        "kv_cache": WanAnimate2KVCache(_ANIMATE_2_LAYERS),
+        "kv_cache": _animate_2_cache(),
         "kv_cache_mode": "extract",
         "offset_grid_sizes": grid,
     }
