@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import io
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -143,18 +144,19 @@ def _mp4(drawing: Drawing, outcome: Outcome) -> bytes:
     import av
     import numpy as np
 
-    made = io.BytesIO()
     first = outcome.frames[0]
-    # The index in front, so that players can begin early; and with it the mark.
-    with av.open(made, "w", format="mp4", options={"movflags": "faststart"}) as container:
-        container.metadata["comment"] = MARK
-        stream: Any = container.add_stream("libx264", rate=drawing.family.fps)
-        # H.264 has half the resolution for colours, so sizes are even; 18 looks lossless.
-        stream.width, stream.height = first.width // 2 * 2, first.height // 2 * 2
-        stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}
-        for picture in outcome.frames:
-            cut = np.asarray(picture.convert("RGB"))[: stream.height, : stream.width]
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(cut), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return made.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "video.mp4")
+        # The index in front, so that players can begin early; and with it the mark.
+        with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+            container.metadata["comment"] = MARK
+            stream: Any = container.add_stream("libx264", rate=drawing.family.fps)
+            # H.264 has half the resolution for colours, so sizes are even; 18 looks lossless.
+            stream.width, stream.height = first.width // 2 * 2, first.height // 2 * 2
+            stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}
+            for picture in outcome.frames:
+                pixels = np.asarray(picture.convert("RGB"))[: stream.height, : stream.width]
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path.read_bytes()

@@ -19,7 +19,7 @@ from cache_dit.compile import compile_repeated_blocks, set_compile_configs
 from cache_dit.demo import load_pipeline
 from cache_dit.errors import CacheDiTError, ConfigError
 from cache_dit.generate.families import Family
-from cache_dit.generate.settings import Offload, Stack, check_class
+from cache_dit.generate.settings import Offload, Stack, check_class, shows_progress
 from cache_dit.offload import check_offload
 from cache_dit.quantize import QuantizeSummary, quantize
 
@@ -78,7 +78,7 @@ def load(family: Family, stack: Stack) -> Any:
         dtype = torch.float32 if stack.device.type == "cpu" else torch.bfloat16
     dtypes = {"default": dtype} | ({"vae": torch.float32} if family.vae_float32 else {})
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _bars():
             # The name of this argument differs between releases of diffusers; all of them take this one.
             warnings.simplefilter("ignore", FutureWarning)
             return getattr(diffusers, family.pipeline).from_pretrained(
@@ -86,6 +86,22 @@ def load(family: Family, stack: Stack) -> Any:
             )
     except (ValueError, ImportError) as error:
         raise CacheDiTError(f"{model} cannot be loaded: {error}") from error
+
+
+@contextmanager
+def _bars() -> Iterator[None]:
+    """The bars of loading only where somebody looks."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [one for one in (of_diffusers, of_transformers) if one.is_progress_bar_enabled()]
+    for library in () if shows_progress() else shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
 
 
 def _beside(family: Family, index: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from cache_dit.caching.attach.targets import cached_models
 from cache_dit.demo.model import check_prompt
 from cache_dit.errors import CacheDiTError, ConfigError
 from cache_dit.generate.families import DEMO
-from cache_dit.generate.settings import Drawing, Stack, rank
+from cache_dit.generate.settings import Drawing, Stack, rank, shows_progress
 from cache_dit.stats import CacheStats, summary
 
 
@@ -30,7 +30,7 @@ class Outcome:
         seconds: Of each timed run of the whole pipeline.
         peak_memory: Bytes: of the device that needed most in the timed runs, or, on a CPU, of this process
             since it began; None where it was not asked for.
-        stats: What caching did in the last run; empty without a cache.
+        stats: What caching did in the last run; empty without a cache, and on all ranks but the first.
     """
 
     frames: Sequence[Any]
@@ -68,7 +68,7 @@ def generate(
     """
     if drawing.family is DEMO and stack.model is None:
         check_prompt(pipe, drawing.prompt)
-    pipe.set_progress_bar_config(disable=rank() > 0 or not sys.stderr.isatty())
+    pipe.set_progress_bar_config(disable=not shows_progress())
     arguments = drawing.arguments()
     if drawing.image is not None:
         arguments["image"] = _opened(drawing)
@@ -79,7 +79,8 @@ def generate(
     runs = [_run(pipe, arguments, drawing.seed, stack.device) for _ in range(repeats)]
     peak = _peak_memory(stack) if track_memory else None
     cached = any(attachment_of(model) is not None for model in cached_models(pipe))
-    stats = tuple(summary(pipe, logging=False)) if cached else ()
+    # Counting FLOPs takes seconds, and only the first rank tells them.
+    stats = tuple(summary(pipe, logging=False)) if cached and rank() == 0 else ()
     drawn = runs[-1][0]
     frames = drawn if isinstance(drawn, list) else [drawn]
     return Outcome(frames, tuple(seconds for _, seconds in runs), peak, stats)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -155,7 +156,11 @@ class Stack:
     @property
     def quant_type(self) -> QuantType | None:
         """The type of quantization, None if there is none."""
-        return None if self.quantize is None else QuantType(self.quantize.get("quant_type", "float8_per_row"))
+        return (
+            None
+            if self.quantize is None
+            else QuantType(self.quantize.get("quant_type", QuantType.FLOAT8_PER_ROW))
+        )
 
 
 def stack_of(
@@ -214,8 +219,8 @@ def stack_of(
         offload=offload,
         vae_tiling=vae_tiling,
     )
-    if stack.quant_type is not None:
-        checked_quant_type(stack.quant_type)
+    if quantized is not None:
+        checked_quant_type(quantized.get("quant_type", QuantType.FLOAT8_PER_ROW))
     return stack
 
 
@@ -227,6 +232,11 @@ def processes() -> int:
 def rank() -> int:
     """The number of this one, from 0."""
     return int(os.environ.get("RANK", "0"))
+
+
+def shows_progress() -> bool:
+    """Whether somebody looks at the bars of this process."""
+    return rank() == 0 and sys.stderr.isatty()
 
 
 def _sections(config: str | None, preset: str | None) -> dict[str, Any]:
