@@ -423,7 +423,7 @@ def test_names_of_files(tmp_path: Path) -> None:
         ("demo --config {tmp}/none.yaml", "none.yaml"),
         ("demo --preset F8B0", "give a name such as taylorseer"),
         ("demo --preset fora --config F1B0", "config and preset"),
-        ("demo --quantize float9", "Did you mean"),
+        ("demo --quantize float9", "allowed are 'float8_per_row'"),
         ("demo --attn natve", "Did you mean 'native'"),
         ("demo --dtype float31", "Did you mean 'float32'"),
         ("demo --device warp", "which torch does not know"),

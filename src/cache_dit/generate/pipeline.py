@@ -132,12 +132,12 @@ def _put_on(
         quantize(pipe, **{**stack.quantize, "report": report})
     if stack.cache is not None:
         enable_cache(pipe, **stack.cache)
-    if stack.compile is not None:
-        undo.enter_context(set_compile_configs(**stack.compile))
-        compile_repeated_blocks(pipe, fullgraph=_one_graph(pipe, stack))
     if stack.offload is not None:
         _offload(pipe, stack)
         check_offload(pipe)
+    if stack.compile is not None:
+        undo.enter_context(set_compile_configs(**stack.compile))
+        compile_repeated_blocks(pipe, fullgraph=_one_graph(pipe, stack))
 
 
 def _tile(pipe: Any) -> None:
