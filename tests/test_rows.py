@@ -19,7 +19,6 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 from tiny.flux_2_3_models import FLUX2_KV, flux2_cached, flux2_extract
 from tiny.image_models_2 import QWEN_IMAGE21
 from tiny.models import TINY_MODELS, Inputs, TinyModel, output_of, tiny_model
@@ -345,6 +344,7 @@ def test_forwards_that_are_no_steps_are_neither_skipped_nor_counted(tiny: TinyMo
 def test_a_step_that_fills_a_kv_cache_for_the_next_ones_is_computed_and_counted() -> None:
     """In Qwen-Image 2.1 it is the first step; afterwards the image is the only stream that is left."""
     model = model_of(QWEN_IMAGE21)
+    from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 
     def run() -> list[Outputs]:
         inputs = QWEN_IMAGE21.inputs(0) | {"kv_cache": QwenImage21KVCache(len(model.transformer_blocks))}

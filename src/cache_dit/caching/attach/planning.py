@@ -78,7 +78,7 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
         per_sample=shared.per_sample,
         parameters=names,
         bypass=row.bypass,
-        controls=tuple(Port(name, names.index(name)) for name in row.controls),
+        controls=tuple(Port(name, names.index(name)) for name in row.controls if name in names),
         muted=tuple(module for path in row.muted for module in modules_at(lists.model, path)),
     )
 
