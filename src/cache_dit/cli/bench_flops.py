@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from cache_dit.bench.flops import Counted
 
-Whole = Annotated[int | None, typer.Option(min=1, show_default="the model's")]
+
+def _size(told: str) -> Any:
+    return typer.Option(min=1, help=told, show_default="the model's")
 
 
 def flops(
@@ -25,10 +27,10 @@ def flops(
             "transformer; or the class of one, with its defaults."
         ),
     ] = "FLUX",
-    height: Whole = None,
-    width: Whole = None,
-    frames: Whole = None,
-    text_tokens: Whole = None,
+    height: Annotated[int | None, _size("In pixels, a multiple of 16.")] = None,
+    width: Annotated[int | None, _size("In pixels, a multiple of 16.")] = None,
+    frames: Annotated[int | None, _size("Of a video: 1, 5, 9, ...")] = None,
+    text_tokens: Annotated[int | None, _size("Tokens of the prompt, padding included.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     config: Annotated[
         list[str] | None,
