@@ -41,7 +41,8 @@ class Family:
             real(0.0)(name, getattr(self, name))
         if not self.mild * self.strong or self.mild == self.strong:
             raise ConfigError(
-                f"the family {self.name!r} goes from {self.mild} to {self.strong}; give two above 0."
+                f"the family {self.name!r} goes from mild={self.mild} to strong={self.strong}; give two that "
+                "differ, both above 0."
             )
 
     def strength(self, place: float) -> float:
