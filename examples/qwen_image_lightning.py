@@ -16,7 +16,8 @@ parser.add_argument("--steps", type=int, choices=(4, 8), default=4)
 given = parser.parse_args()
 
 pipe = QwenImagePipeline.from_pretrained(given.model, dtype=torch.bfloat16).to("cuda")
-pipe.load_lora_weights(given.lora, weight_name=f"Qwen-Image-Lightning-{given.steps}steps-V1.0.safetensors")
+released = {4: "4steps-V1.0", 8: "8steps-V1.1"}[given.steps]
+pipe.load_lora_weights(given.lora, weight_name=f"Qwen-Image-Lightning-{released}.safetensors")
 # The noise levels that the LoRA was trained with.
 pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
     pipe.scheduler.config, base_shift=math.log(3), max_shift=math.log(3), shift_terminal=None
