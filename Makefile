@@ -1,14 +1,18 @@
 # make demo   install what the demo needs into .venv and run it
+# make docs   build the documentation into build/site
 # make test   install what the tests need into .venv, lint, check the types and run the tests
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo docs test lint clean
 
 demo: .venv/.demo
 	@$(BIN)/cache-dit demo
+
+docs: .venv/.docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
@@ -21,8 +25,8 @@ lint: .venv/.dev
 clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
-# The stamps .venv/.demo and .venv/.dev say which extra is installed.
-.venv/.demo .venv/.dev: .venv/.%: .venv/.torch pyproject.toml
+# The stamps .venv/.demo, .venv/.docs and .venv/.dev say which extra is installed.
+.venv/.demo .venv/.docs .venv/.dev: .venv/.%: .venv/.torch pyproject.toml
 	@echo "Installing cache-dit[$*] into .venv"
 	@$(PIP) -e '.[$*]'
 	@touch $@

@@ -12,6 +12,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 TAKEN = (
+    "examples/README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "training/README.md",
@@ -56,7 +57,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: MkDocsConfig, files: F
 
 
 def measured(heading: str) -> str:
-    """The best of each system below a heading of bench/results/compare.md: `<!-- measured: 28 steps, no guidance -->`."""
+    """The best setting of each system, below this heading of the comparison."""
     text = (ROOT / "bench" / "results" / "compare.md").read_text(encoding="utf-8")
     best = text.split("\n## Best mean PSNR at a budget\n")[1].split("\n## ")[0]
     (part,) = [part for part in best.split("\n### ") if part.startswith(f"{heading}\n")]
