@@ -77,6 +77,8 @@ def read(source: str | Path | Mapping[str, Any]) -> tuple[str, Any]:
     if isinstance(source, str) and ("\n" in source or ": " in source or source.lstrip().startswith("{")):
         return "configuration", parse("configuration", source)
     path = Path(source)
+    if "\0" in str(path):
+        raise ConfigError(f"{str(path)!r} is neither text nor a path; give a configuration or a file.")
     return str(path), parse(str(path), read_text(path))
 
 
