@@ -22,14 +22,14 @@ class Family:
         width: Pixels.
         steps: Denoising steps.
         cfg: Scale of guidance; None where the pipeline takes none.
-        frames: Of a video; 1 for pictures.
-        fps: Frames a second of the saved video.
-        cfg_name: The argument of the pipeline that `cfg` is given as.
-        negative: Whether a negative prompt does something.
-        image: Whether an input picture is needed.
-        multiple: Height and width are multiples of it.
-        vae_float32: The VAE is to stay in float32, as its authors advise.
-        beside: Components that the model leaves out: name, class in transformers, hub id.
+        frames: Of a video. 1 (default): it makes pictures.
+        fps: Frames a second of the saved video. Default 16.
+        cfg_name: The argument of the pipeline that `cfg` is given as. Default "guidance_scale".
+        negative: Whether a negative prompt does something. Default True.
+        image: Whether an input picture is needed. Default False.
+        multiple: Height and width are multiples of it, in pixels. Default 16.
+        vae_float32: The VAE is to stay in float32, as its authors advise. Default False.
+        beside: Components that the model leaves out: name, class in transformers, hub id. Default none.
         call: Further arguments of the pipeline.
     """
 
@@ -240,6 +240,12 @@ FAMILIES: tuple[Family, ...] = (
 
 def family_of(name: str) -> Family:
     """Look a family up; capitals, dashes, underscores and dots do not matter.
+
+    Args:
+        name: As in `FAMILIES`.
+
+    Returns:
+        The family.
 
     Raises:
         ConfigError: There is none of this name.

@@ -26,6 +26,13 @@ _LONGEST = 200
 def suffix_of(drawing: Drawing, out: Path) -> str:
     """The ending of the file, and with it its format; for a folder that of the family.
 
+    Args:
+        drawing: What was drawn: a picture or a video.
+        out: The file or folder.
+
+    Returns:
+        ".png", ".mp4" or ".gif".
+
     Raises:
         CacheDiTError: The format is unknown here, or its package is not installed.
     """
@@ -43,7 +50,15 @@ def suffix_of(drawing: Drawing, out: Path) -> str:
 
 
 def tag(stack: Stack, outcome: Outcome) -> str:
-    """The configuration in short form: `C1_Q1_float8_per_row_DBCache_F1B0_..._S14_Ulysses2__flash_3`."""
+    """The configuration in short form: `C1_Q1_float8_per_row_DBCache_F1B0_..._S14_Ulysses2__flash_3`.
+
+    Args:
+        stack: What was put on the pipeline.
+        outcome: The result, which knows the cached steps.
+
+    Returns:
+        Letters that a file name may have, cut off where they are many.
+    """
     parts = stack.parallelism
     quantized = stack.quant_type
     # Equal for all transformers as a rule.
@@ -62,7 +77,17 @@ def tag(stack: Stack, outcome: Outcome) -> str:
 
 
 def path_of(drawing: Drawing, stack: Stack, outcome: Outcome, out: Path) -> Path:
-    """Where the picture is written: the file that was given, or one in that folder."""
+    """Where the picture is written: the file that was given, or one in that folder.
+
+    Args:
+        drawing: What was drawn.
+        stack: What was put on the pipeline.
+        outcome: The result.
+        out: The file or folder.
+
+    Returns:
+        The path of the file.
+    """
     if _is_file(out):
         return out
     frames = f"x{drawing.frames}" if drawing.family.video else ""
@@ -74,6 +99,11 @@ def path_of(drawing: Drawing, stack: Stack, outcome: Outcome, out: Path) -> Path
 def save(drawing: Drawing, outcome: Outcome, path: Path) -> None:
     """Write the picture or video, with prompt and seed inside of a picture.
 
+    Args:
+        drawing: What was drawn.
+        outcome: The result.
+        path: The file, by `path_of`.
+
     Raises:
         ConfigError: There is a file that this command has not written.
         OSError: The file cannot be written.
@@ -83,7 +113,17 @@ def save(drawing: Drawing, outcome: Outcome, path: Path) -> None:
 
 
 def as_data(drawing: Drawing, stack: Stack, outcome: Outcome, path: Path) -> dict[str, Any]:
-    """Everything that a program may want to know, for JSON."""
+    """Everything that a program may want to know, for JSON.
+
+    Args:
+        drawing: What was drawn.
+        stack: What was put on the pipeline.
+        outcome: The result.
+        path: Where it was written.
+
+    Returns:
+        Words, numbers, lists and mappings.
+    """
     family = drawing.family
     return {
         "family": family.name,

@@ -61,6 +61,13 @@ def ready(
 def load(family: Family, stack: Stack) -> Any:
     """The pipeline on the CPU, from safetensors files alone.
 
+    Args:
+        family: The model.
+        stack: Its `model` and `dtype` count here.
+
+    Returns:
+        A pipeline of the family's class.
+
     Raises:
         CacheDiTError: It is of another class than the family's, or is no pipeline.
         OSError: It cannot be found or read.

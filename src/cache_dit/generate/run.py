@@ -63,6 +63,9 @@ def generate(
         warmup: Runs before them that are not timed: kernels are compiled and chosen in the first.
         track_memory: Find the peak out.
 
+    Returns:
+        The pictures, and what they cost.
+
     Raises:
         CacheDiTError: The pipeline refuses its arguments, or the memory of the device is too small.
     """

@@ -52,15 +52,15 @@ class Drawing:
 
     Attributes:
         family: The model.
-        prompt: What to draw.
-        negative_prompt: What not to draw. None: nothing; an error where it would do nothing.
-        image: Picture to start from, where the family needs one.
-        height: Pixels; None: as the family has it, as with the next four.
-        width: Pixels.
-        frames: Of a video.
-        steps: Denoising steps.
-        cfg: Scale of guidance.
-        seed: Of the noise, which is drawn on the CPU, so that it is the same everywhere.
+        prompt: What to draw. Default: a red house.
+        negative_prompt: What not to draw; an error where it would do nothing. None (default): nothing.
+        image: Picture to start from, where the family needs one. None (default): there is none.
+        height: In pixels. None (default, as of the next four): as the family has it.
+        width: In pixels. Default None.
+        frames: Of a video. Default None.
+        steps: Denoising steps. Default None.
+        cfg: Scale of guidance. Default None.
+        seed: Of the noise, which is drawn on the CPU, so that it is the same everywhere. Default 0.
 
     Raises:
         ConfigError: A value does not fit the family.
@@ -130,16 +130,17 @@ class Stack:
     """What is put on the pipeline, in whatever order it was given.
 
     Attributes:
-        model: Folder or hub id; None: that of the family.
-        device: Where it runs.
-        dtype: Of the weights; None: bfloat16 on a GPU, else float32; the demo is always float32.
-        cache: Arguments of `enable_cache`; empty: its defaults; None: no cache.
-        parallelism: None: one process.
-        attention: Name for `set_attn_backend`; None: as it is.
-        quantize: Arguments of `quantize`; None: nothing is quantized.
-        compile: Arguments of `set_compile_configs`; None: nothing is compiled.
-        offload: None: all weights stay on the device.
-        vae_tiling: Let the VAE decode tiles: less memory, and a picture that is a little different.
+        model: Folder or hub id. None (default): that of the family.
+        device: Where it runs. Default: the CPU.
+        dtype: Of the weights. None (default): bfloat16 on a GPU, else float32; the demo is always float32.
+        cache: Arguments of `enable_cache`; empty: its defaults. None (default): no cache.
+        parallelism: How processes share a sample. None (default): there is one process.
+        attention: Name for `set_attn_backend`. None (default): as it is.
+        quantize: Arguments of `quantize`. None (default): nothing is quantized.
+        compile: Arguments of `set_compile_configs`. None (default): nothing is compiled.
+        offload: Where weights wait. None (default): all stay on the device.
+        vae_tiling: Let the VAE decode tiles: less memory, and a picture that is a little different. Default
+            False.
     """
 
     model: str | None = None
@@ -197,6 +198,9 @@ def stack_of(
         offload: Where weights wait.
         vae_tiling: Let the VAE decode tiles.
         **parallel_options: More arguments of `ParallelismConfig`; False and empty ones count as absent.
+
+    Returns:
+        What is to be put on the pipeline.
 
     Raises:
         ConfigError: Something is unknown, does not fit together, or cannot be had on this machine.
