@@ -17,6 +17,9 @@ Arriving = Callable[[], Tensor]
 
 _LARGEST_FLOAT8 = 448.0
 
+# Renamed in torch 2.13.
+_all_gather = getattr(funcol, "all_gather_single", None) or funcol.all_gather_tensor
+
 
 def sent_to_heads(tensor: Tensor, group: dist.ProcessGroup, sizes: Sizes) -> Arriving:
     """All tokens of some heads from some tokens of all heads: (B, s, H, D) -> (B, S, H / ranks, D)."""
@@ -57,7 +60,7 @@ def gather(tensor: Tensor, dim: int, group: dist.ProcessGroup, sizes: Sizes) -> 
     if len(rows) < longest:
         # Backends gather parts of one length only.
         rows = torch.cat((rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])))
-    whole = funcol.wait_tensor(funcol.all_gather_tensor(rows.contiguous(), 0, group))
+    whole = funcol.wait_tensor(_all_gather(rows.contiguous(), 0, group))
     if min(sizes) < longest:
         whole = torch.cat([part[:size] for part, size in zip(whole.split(longest), sizes, strict=True)])
     return whole.movedim(0, dim)
