@@ -544,20 +544,20 @@ def test_two_first_forwards_each_check_the_flow_over_all_blocks(monkeypatch: pyt
     # Once the flow is known, only 3 of the 5 blocks are visited.
     model = cache_dit.enable_cache(small_flux(), SECOND, TAYLOR)
     seen: dict[FlowCheck, int] = {}
-    after, share = FlowCheck.after, Session._share
+    after, call = FlowCheck.after, Session._call
 
     def count(check: FlowCheck, output: Any) -> None:
         seen[check] = seen.get(check, 0) + 1
         after(check, output)
 
-    def interrupt(*given: Any) -> None:
+    def interrupt(*given: Any) -> Any:
         # What another thread may do between the decision to check and the forward.
-        share(*given)
-        monkeypatch.setattr(Session, "_share", share)
+        monkeypatch.setattr(Session, "_call", call)
         Denoising(model, 1, 5, NAMED, Request(), batch=1).forward(0)
+        return call(*given)
 
     monkeypatch.setattr(FlowCheck, "after", count)
-    monkeypatch.setattr(Session, "_share", interrupt)
+    monkeypatch.setattr(Session, "_call", interrupt)
     Denoising(model, 0, 5, NAMED, Request(), batch=1).forward(0)
     assert list(seen.values()) == [5, 5]
 

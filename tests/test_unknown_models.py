@@ -867,7 +867,7 @@ class Copying(CallsBlocks):
         pytest.param(
             lambda model: enable_cache(patched(model, CallsBlocks)),  # type: ignore[arg-type]
             ConfigTypeError,
-            "patch_functor is of type ABCMeta; give a PatchFunctor.",
+            "patch_functor is the class CallsBlocks; give an instance of it.",
             id="a-class",
         ),
     ],
