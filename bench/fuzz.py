@@ -50,7 +50,7 @@ CONFIGS = (
     "cache_config:\n  cache_type: DBCache\n  max_warmup_steps: 8\n  steps_computation_mask: [1, 1, 0, 0]\n",
     "preset: taylorseer\nparallelism_config: {ulysses_size: 2}\n",
     "$comment: &base {max_warmup_steps: 2}\ncache_config: {<<: *base, Fn_compute_blocks: 2}\n",
-    '{"cache_config": {"residual_diff_threshold": 0.1}, "quantize_config": {"quant_type": "float8"}}',
+    '{"cache_config": {"residual_diff_threshold": 0.1}, "quantize_config": {"quant_type": "float8_per_row"}}',
     "cache_config: {max_warmup_steps: 2}\nparams_modifiers: [{cache_config: {max_warmup_steps: 1}}]\n",
 )
 ARGUMENTS = (

@@ -55,10 +55,12 @@ def test_at_least_the_classes_of_the_reference_have_a_plan() -> None:
     ("model", "variant"), [(one.id, variant) for one in MODELS.values() for variant in ("", *one.variants)]
 )
 def test_every_plan_with_every_input(results: Results, model: str, variant: str) -> None:
-    outcome = everywhere(results, 2, f"plan {model} {variant}")
+    case = f"plan {model} {variant}"
     if (model, variant) in REFUSED:
-        assert REFUSED[model, variant] in outcome["refused"]
+        # Ranks may name other lengths, each its own.
+        assert all(REFUSED[model, variant] in outcome["refused"] for outcome in results[2][case])
     else:
+        outcome = everywhere(results, 2, case)
         assert outcome["error"] <= TOLERANCE < outcome["scale"]
 
 

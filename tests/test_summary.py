@@ -292,7 +292,7 @@ def test_details_end_with_bars(measured: Any, capsys: pytest.CaptureFixture[str]
 def test_bars_of_branches_share_a_scale(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = iter((0.1, 0.8, 0.2, float("nan")))
+    changes = iter((0.1, 0.8, 0.2, float("inf")))
     monkeypatch.setattr(ResidualGate, "measure", lambda *_: next(changes))
     pipe = enable_cache(FLUX_TRUE_CFG.build(), config(residual_diff_threshold=0.5))
     FLUX_TRUE_CFG.call(pipe, 0, 3)

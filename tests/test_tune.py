@@ -113,7 +113,7 @@ def test_strengths_go_from_mild_to_strong_by_ratios() -> None:
     counted = Family(name="a", make=cache_dit.presets.fora, mild=2, strong=8, whole=True)
     assert [counted.strength(place) for place in (0.0, 0.5, 1.0)] == [2, 4, 8]
     for mild, strong in ((0.0, 1.0), (2.0, 2.0)):
-        with pytest.raises(ConfigError, match="two above 0"):
+        with pytest.raises(ConfigError, match="two that differ, both above 0"):
             Family(name="a", make=cache_dit.presets.fora, mild=mild, strong=strong)
 
 

@@ -87,12 +87,13 @@ def _text(stats: CacheStats, details: bool) -> str:
 def _sparklines(stats: CacheStats) -> str:
     """The measured changes of every branch as bars, one a step, and below what was computed and skipped."""
     branches = [(name, stats.changes(at), stats.skipped(at)) for at, name in enumerate(stats.branches)]
-    top = max(change for _, changes, _ in branches for change in changes.values()) or 1.0
+    found = (change for _, changes, _ in branches for change in changes.values())
+    top = max((change for change in found if change < float("inf")), default=0.0) or 1.0
 
     def bar(change: float | None) -> str:
         if change is None:
             return " "
-        # A NaN and what is infinite are as high as can be.
+        # What is infinite is as high as can be.
         return _BARS[int(change / top * 7.99)] if 0.0 <= change < top else _BARS[-1]
 
     scale = f"Diffs by step, {_BARS[-1]} is {top:.3f}"
