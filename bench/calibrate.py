@@ -1,6 +1,6 @@
 """Calibrate the demo model for `cache-dit bench compare`: what some methods must have measured of a model.
 
-python bench/calibrate.py                # all; about an hour, nearly all of it for LeMiCa
+python bench/calibrate.py                # all; LeMiCa takes by far the longest
 python bench/calibrate.py trajectory     # one of: trajectory magcache dpcache lemica
 
 Writes src/cache_dit/bench/calibrated/, from runs of the training prompts, of which none is reported.

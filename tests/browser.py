@@ -71,7 +71,7 @@ class Browser:
             answer = self._message(method)
             if answer.get("id") == number:
                 assert "error" not in answer, (method, answer["error"])
-                return answer["result"]  # type: ignore[no-any-return]
+                return answer["result"]  # type: ignore[no-any-return]  # JSON
             self.events.append(answer)
 
     def open(self, path: Path, *, width: int = 1100, height: int = 900, dark: bool = False) -> None:
@@ -124,4 +124,4 @@ class Browser:
             assert read, f"Chromium ended before it answered {waiting_for}"
             self._buffer += read
         first, _, self._buffer = self._buffer.partition(b"\0")
-        return json.loads(first)  # type: ignore[no-any-return]
+        return json.loads(first)  # type: ignore[no-any-return]  # JSON

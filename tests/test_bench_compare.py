@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+from cache_dit.api import attachments_of
 from cache_dit.bench import (
     Bench,
     Cell,
@@ -153,6 +154,17 @@ def test_what_is_said_not_to_run_does_not(pipe: Any) -> None:
 
 
 _NO_HOOKS = SimpleNamespace(hooks={})
+
+
+@pytest.mark.parametrize("name", ["MagCache of this package", "DPCache", "LeMiCa"])
+def test_what_needs_calibration_runs_where_there_is_one(pipe: Any, name: str) -> None:
+    systems = [system for system in all_systems() if system.name == name]
+    here, elsewhere = Cell(28, 1.0), Cell(7, 1.0)
+    for system in systems:
+        assert not system.available(elsewhere)
+        assert system.available(here)
+        with system.applied(pipe, here):
+            assert attachments_of(pipe)
 
 
 def test_scores_are_kept_and_a_run_goes_on(pipe: Any, tmp_path: Path) -> None:

@@ -56,7 +56,6 @@ FACES: dict[str, float] = {"cache_dit.caching": 2.5, "cache_dit": 4.5}
 SIBLINGS_ALLOWED = {
     ("cache_dit.bench", "cache_dit.demo"),
     ("cache_dit.bench", "cache_dit.shorthand"),
-    ("cache_dit.tune", "cache_dit.configs"),
     *(
         ("cache_dit.generate", f"cache_dit.{part}")
         for part in (

@@ -46,7 +46,7 @@ def measure(
     with one_thread():
         for cell in cells:
             bench = Bench(pipe, cell)
-            for system in systems:
+            for system in [one for one in systems if one.available(cell)]:
                 setting = Setting.of(purpose, system, cell)
                 done = known.get(setting, {})
                 missing = [one for one in pictures if _lacks(done.get(one.seed), one in first)]

@@ -31,6 +31,12 @@ def nothing(pipe: Any, cell: Cell) -> Iterator[None]:
     yield
 
 
+def everywhere(cell: Cell) -> bool:
+    """In every cell."""
+    del cell
+    return True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
     """A method at one strength.
@@ -44,6 +50,7 @@ class System:
         fixed: What is skipped is known before the run, whatever the picture: so pictures can share a batch,
             and one count of FLOPs holds for all.
         steps: Number of steps to run in place of that of the cell.
+        available: Whether it can run in a cell: some methods need what was measured of a model before.
     """
 
     name: str
@@ -52,3 +59,4 @@ class System:
     applied: Callable[[Any, Cell], AbstractContextManager[None]] = nothing
     fixed: bool = True
     steps: Callable[[int], int] = all_steps
+    available: Callable[[Cell], bool] = everywhere

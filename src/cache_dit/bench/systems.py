@@ -13,7 +13,7 @@ from cache_dit.api import disable_cache, enable_cache
 from cache_dit.bench.calibrated import SHARES, calibrated, calibrated_file
 from cache_dit.bench.diffusers_systems import diffusers_systems
 from cache_dit.bench.pictures import Cell
-from cache_dit.bench.system import Kind, System
+from cache_dit.bench.system import Kind, System, everywhere
 from cache_dit.caching.catalogue import (
     CalibratorConfig,
     DBCacheConfig,
@@ -150,6 +150,19 @@ _LINES: tuple[Line, ...] = (
 )
 
 
+# What `bench/calibrate.py` measures for them, by method.
+_CALIBRATED = {
+    "Trajectory, measured": "trajectory",
+    "MagCache of this package": "magcache",
+    "DPCache": "dpcache",
+    "LeMiCa": "lemica",
+}
+
+
+def _is_calibrated(method: str, cell: Cell) -> bool:
+    return calibrated_file(method, cell).exists()
+
+
 def own_systems() -> list[System]:
     """All presets of this package at all their strengths."""
     return [
@@ -159,6 +172,7 @@ def own_systems() -> list[System]:
             kind=Kind.OURS,
             applied=partial(_enabled, make, strength),
             fixed=fixed,
+            available=partial(_is_calibrated, _CALIBRATED[name]) if name in _CALIBRATED else everywhere,
         )
         for name, make, strengths, fixed in _LINES
         for strength in strengths

@@ -204,6 +204,7 @@ def _made(name: str, config: Mapping[str, Any]) -> nn.Module:
         with torch.device("meta"):
             model: nn.Module = kind.from_config(dict(config))
     except (TypeError, ValueError, RuntimeError, NotImplementedError, KeyError) as error:
+        # Whatever a constructor of diffusers raises at a value that it does not know.
         raise ConfigError(
             f"{name} cannot be made from its configuration ({error}); give a folder with its config.json."
         ) from error

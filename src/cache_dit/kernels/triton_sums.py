@@ -13,6 +13,7 @@ _BLOCK = 1024
 _PROGRAMS = 1024
 
 
+# Triton gives its own meaning to the parameters: pointers, numbers, constants of compilation.
 @triton.jit
 def _distance_kernel(value, reference, partial, count, programs, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     program = tl.program_id(0).to(tl.int64)

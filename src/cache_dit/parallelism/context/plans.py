@@ -17,6 +17,7 @@ _FRAMES = "some of its tokens are the first frame's, told by their number"
 def _plan(
     name: str, cuts: Mapping[str, Cut | tuple[Cut, ...]] | None = None, local: str = "", **details: object
 ) -> ContextPlan:
+    # The details are fields of several types, which one annotation of `**details` cannot tell.
     return ContextPlan(name=name, cuts=cuts or {}, local=tuple(local.split()), **details)  # type: ignore[arg-type]
 
 
