@@ -72,7 +72,7 @@ def enable_cache(
         ConfigTypeError: An option is unknown or of the wrong type.
         PatternError: The declared data flow cannot be that of the blocks.
 
-    Example:
+    Examples:
         >>> cache_dit.enable_cache(pipe)
         >>> image = pipe("a red house").images[0]
         >>> cache_dit.summary(pipe)

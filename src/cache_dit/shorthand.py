@@ -118,7 +118,7 @@ def parse_config(text: str) -> Preset:
         ConfigError: A token or preset is unknown, a token is there twice or has a value that is not allowed.
         ConfigTypeError: An argument of a preset has the wrong type.
 
-    Example:
+    Examples:
         >>> cache_dit.enable_cache(pipe, cache_dit.parse_config("F8B0_W8M0MC3_R0.12_T1O1"))
         >>> cache_dit.enable_cache(pipe, cache_dit.parse_config("taylorseer(interval=5, order=2)"))
     """

@@ -217,7 +217,7 @@ class CacheConfig(Options, ABC):
     def strify(self) -> str:
         """The short form used in benchmarks and file names: what is computed for certain, then the strength.
 
-        Example:
+        Examples:
             >>> DBCacheConfig(max_continuous_cached_steps=3).strify()
             'F8B0_W8I1M0MC3_R0.08'
         """

@@ -22,7 +22,7 @@ class PatchFunctor(ABC):
     its class: its `forward`, the class of a block, modules that are added. `disable_cache` takes back every
     such change to the transformer and its modules.
 
-    Example:
+    Examples:
         >>> class CallsItsBlocks(PatchFunctor):
         ...     def apply(self, transformer, **kwargs):
         ...         transformer.forward = types.MethodType(forward_with_a_plain_loop, transformer)

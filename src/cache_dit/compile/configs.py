@@ -41,7 +41,7 @@ def set_compile_configs(
         ConfigTypeError: A value is of the wrong type.
         ConfigError: A limit is under 1.
 
-    Example:
+    Examples:
         >>> cache_dit.set_compile_configs()
         >>> cache_dit.enable_cache(pipe)
         >>> compile_repeated_blocks(pipe)

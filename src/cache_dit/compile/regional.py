@@ -40,7 +40,7 @@ def compile_repeated_blocks(
     Raises:
         UnsupportedModelError: The blocks of a class are not known. Nothing has been compiled then.
 
-    Example:
+    Examples:
         >>> compile_repeated_blocks(pipe, mode="max-autotune-no-cudagraphs")
     """
     target: Any = pipe_or_transformer

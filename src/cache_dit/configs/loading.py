@@ -40,7 +40,7 @@ def load_configs(source: Source) -> dict[str, Any]:
             message has the path of each, such as `cache_config.residual_diff_threshold`, and what is allowed.
         OSError: The file cannot be read.
 
-    Example:
+    Examples:
         >>> cache_dit.load_configs("cache_config: {residual_diff_threshold: 0.12}")
         {'cache_config': DBCacheConfig(..., residual_diff_threshold=0.12, ...)}
     """
@@ -85,7 +85,7 @@ def save_configs(path: str | Path, **sections: Any) -> None:
         ConfigTypeError: Something has no form in a file, such as a module or a process group.
         OSError: The file cannot be written.
 
-    Example:
+    Examples:
         >>> cache_dit.save_configs("cache.yaml", cache_config=DBCacheConfig(Fn_compute_blocks=1))
     """
     import json

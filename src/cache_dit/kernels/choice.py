@@ -30,7 +30,7 @@ def triton_kernels() -> Iterator[None]:
     Raises:
         ConfigError: Triton is not installed.
 
-    Example:
+    Examples:
         >>> with triton_kernels():
         ...     image = pipe("a red house").images[0]
     """

@@ -65,7 +65,7 @@ def report(
         ConfigTypeError: A picture of a type that is not taken.
         OSError: A file cannot be read or written.
 
-    Example:
+    Examples:
         >>> cache_dit.enable_cache(pipe)
         >>> image = pipe("a red house").images[0]
         >>> cache_dit.report(pipe, "run.html", picture=image)

@@ -49,7 +49,7 @@ class RayPipeline:
         ConfigError: A number is below 1.
         CacheDiTError: An actor could not load the pipeline.
 
-    Example:
+    Examples:
         >>> with RayPipeline(load, num_replicas=2, num_gpus=1) as pipe:
         ...     outputs = pipe([{"prompt": prompt} for prompt in prompts])
     """

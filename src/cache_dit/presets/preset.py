@@ -30,7 +30,7 @@ class Preset:
             ConfigError: A value that is not allowed.
             ConfigTypeError: An option is unknown or has a value of the wrong type.
 
-        Example:
+        Examples:
             >>> presets.fora(3).with_options(enable_separate_cfg=True)
         """
         cache = self.cache_config

@@ -58,7 +58,7 @@ def quantize(
             been changed then.
         UnsupportedModelError: A pipeline has no known transformer.
 
-    Example:
+    Examples:
         >>> cache_dit.quantize(pipe, "float8_weight_only")
         >>> cache_dit.enable_cache(pipe)
     """

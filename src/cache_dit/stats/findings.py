@@ -71,7 +71,7 @@ def diagnose(pipe_or_adapter: Any, logging: bool = True) -> list[Finding]:
         UnsupportedModelError: The object is no pipeline, transformer or adapter.
         ConfigError: Caching is not enabled on it.
 
-    Example:
+    Examples:
         >>> cache_dit.enable_cache(pipe, DBCacheConfig(residual_diff_threshold=0.01))
         >>> pipe("a red house")
         >>> cache_dit.diagnose(pipe)

@@ -38,7 +38,7 @@ def calibrate(
     Raises:
         ConfigError: The pipeline cannot be recorded, is cached, or has another sampler.
 
-    Example:
+    Examples:
         >>> trajectory = cache_dit.tune.calibrate(pipe, prompts, num_inference_steps=28)
         >>> trajectory.save("flux.json")
     """

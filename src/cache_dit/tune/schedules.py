@@ -93,7 +93,7 @@ def observe(
     Raises:
         ConfigError: The pipeline cannot be recorded or is cached.
 
-    Example:
+    Examples:
         >>> seen = cache_dit.tune.observe(pipe, prompts, num_inference_steps=28)
         >>> seen.schedule(14).save("flux.json")
         >>> cache_dit.enable_cache(pipe, cache_dit.presets.dpcache(seen.schedule(9)))

@@ -92,7 +92,7 @@ def tune(
         ConfigError: The target or another argument cannot be; the pipeline is cached; no method fits it.
         CacheDiTError: Optuna is asked for and not installed.
 
-    Example:
+    Examples:
         >>> found = cache_dit.tune.tune(pipe, prompts, "psnr>=45", num_inference_steps=28)
         >>> found.profile.met, found.profile.method
         (True, 'trajectory 0.46')

@@ -64,7 +64,7 @@ class BlockAdapter(Options):
         ConfigTypeError: An option is unknown, or `patch_functor` or `auto` is of the wrong type. What does
             not fit the model is told by `enable_cache`.
 
-    Example:
+    Examples:
         >>> BlockAdapter(
         ...     transformer=transformer,
         ...     blocks=transformer.transformer_blocks,

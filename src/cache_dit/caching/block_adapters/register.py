@@ -32,7 +32,7 @@ class BlockAdapterRegister:
         Raises:
             ConfigError: The name is taken.
 
-        Example:
+        Examples:
             >>> @BlockAdapterRegister.register("MyModel")
             ... def my_adapter(pipe, **kwargs):
             ...     return BlockAdapter(pipe=pipe, blocks_name="layers", forward_pattern=Pattern_1, **kwargs)

@@ -44,7 +44,7 @@ def steps_mask(
         ConfigError: Neither or both ways given, an unknown policy, a bin or step count below 1, or bins that
             do not add up to `total_steps`.
 
-    Example:
+    Examples:
         >>> "".join(map(str, steps_mask(mask_policy="fast", total_steps=28)))
         '1111110100010000100000100001'
     """
