@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from tiny.models import FLUX, QWEN_IMAGE, TINY_MODELS, WAN, TinyModel, output_of, tiny_model
 from tiny.runs import Denoising, decisions, small_flux
 from torch import Tensor, nn
@@ -129,6 +130,7 @@ def cases(size: int) -> dict[str, Case]:
             "lengths": lengths_inside,
             "compiled": compiled,
             "backend": backend,
+            "processors": processors,
         }
     if size == 4:
         found |= {
@@ -380,6 +382,27 @@ def backend() -> dict[str, Any]:
         "after": model.transformer_blocks[0].attn.processor._attention_backend,
         "other": other.transformer_blocks[0].attn.processor._attention_backend,
     }
+
+
+def processors() -> dict[str, Any]:
+    """Processors and kernels that are set while the sequence is shared."""
+    model, mine = small_flux(), FluxAttnProcessor()
+    given = FLUX.inputs(0)
+    wanted = output_of(model, given)
+    cache_dit.enable_cache(model, parallelism_config=ParallelismConfig(ulysses_size=2, ulysses_anything=True))
+    found, first = [error(wanted, output_of(model, given))], dict(model.attn_processors)
+    for one in (mine, first, mine):
+        model.set_attn_processor(one)
+        found.append(error(wanted, output_of(model, given)))
+    with cache_dit.set_attn_backend(model, "_native_math"):
+        found.append(error(wanted, output_of(model, given)))
+    inside = cache_dit.set_attn_backend(model, "native")
+    cache_dit.disable_cache(model)
+    kept = {one.processor is mine for one in model.modules() if hasattr(one, "processor")}
+    chosen = str(mine._attention_backend)
+    inside.close()
+    found.append(error(wanted, output_of(model, given)))
+    return {"error": max(found), "kept": list(kept), "chosen": chosen, "after": mine._attention_backend}
 
 
 def replicas() -> dict[str, Any]:

@@ -90,6 +90,13 @@ def test_the_attention_backend_is_that_of_one_model(results: Results) -> None:
     assert outcome["after"] is outcome["other"] is None
 
 
+def test_processors_that_are_set_afterwards_look_at_all_tokens(results: Results) -> None:
+    outcome = everywhere(results, 2, "processors")
+    assert outcome.pop("error") <= TOLERANCE
+    # And what was set and chosen in the meantime is what stays.
+    assert outcome == {"kept": [True], "chosen": "AttentionBackendName.NATIVE", "after": None}
+
+
 def test_what_does_not_go_together_is_refused(results: Results) -> None:
     said = everywhere(results, 2, "refusals")
     assert "FreqCa looks along the whole sequence" in said["along_tokens"]

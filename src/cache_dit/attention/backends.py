@@ -15,6 +15,7 @@ from cache_dit.errors import ConfigError, UnsupportedModelError, nearest
 
 # The attribute that diffusers reads on an attention processor.
 _FIELD = "_attention_backend"
+_UNSET = object()
 # Those that need no GPU, or bring a check of their own for another accelerator.
 _ANYWHERE = {
     "native",
@@ -61,17 +62,17 @@ def set_attn_backend(pipe_or_transformer: Any, backend: str) -> ExitStack:
     name = checked_attn_backend(backend)
     target = pipe_or_transformer
     models = [target] if isinstance(target, nn.Module) else cached_models(target)
-    found = [(model, list(_processors(model))) for model in models]
-    for model, processors in found:
-        if not processors or not hasattr(model, "set_attention_backend"):
+    found = [(model, list(_choosing(model))) for model in models]
+    for model, modules in found:
+        if not modules or not hasattr(model, "set_attention_backend"):
             raise UnsupportedModelError(
                 f"{plain_class(model).__name__} has no attention whose kernel diffusers can choose; where it "
                 "calls torch's own attention, torch.nn.attention.sdpa_kernel chooses among those of torch."
             )
     with ExitStack() as undo:
-        for model, processors in found:
-            for processor in processors:
-                undo.callback(_restore, processor, vars(processor).get(_FIELD), _FIELD in vars(processor))
+        for model, modules in found:
+            for module in modules:
+                undo.callback(_restore, module, vars(module.processor).get(_FIELD, _UNSET))
             _set(model, name)
         return undo.pop_all()
 
@@ -100,10 +101,9 @@ def checked_attn_backend(backend: str) -> str:
     return backend
 
 
-def _processors(model: nn.Module) -> Iterator[Any]:
-    """The attention processors that take a backend, each once."""
-    processors = (getattr(module, "processor", None) for module in model.modules())
-    yield from {id(one): one for one in processors if hasattr(one, _FIELD)}.values()
+def _choosing(model: nn.Module) -> Iterator[Any]:
+    """The modules whose attention processor takes a backend."""
+    return (part for part in model.modules() if hasattr(getattr(part, "processor", None), _FIELD))
 
 
 def _set(model: Any, name: str) -> None:
@@ -132,8 +132,10 @@ def _default_kept() -> Iterator[None]:
         Registry.set_active_backend(default)
 
 
-def _restore(processor: Any, before: Any, had_own: bool) -> None:
-    if had_own:
+def _restore(module: Any, before: Any) -> None:
+    """Put the backend of a module's processor back, which may be another one by now."""
+    processor = module.processor
+    if before is not _UNSET:
         setattr(processor, _FIELD, before)
     else:
         vars(processor).pop(_FIELD, None)

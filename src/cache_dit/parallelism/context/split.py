@@ -27,6 +27,8 @@ from cache_dit.parallelism.context.sites import Attend, attending, attention_mod
 from cache_dit.parallelism.mesh import Sharing
 
 Edges = dict[nn.Module, Edge]
+_Streams = tuple[str, ...]
+Enter = Callable[[Arguments, Keywords], tuple[Arguments, Keywords]]
 
 
 def split(
@@ -50,10 +52,13 @@ def split(
     config, shared = sharing.config, SharedAttention.of(sharing)
     shards = Shards(sharing.context, config.ulysses_anything)
     attends = _Attending(shards, shared, products=plan.products)
+    undo.callback(attends.undo.close)
     edges: Edges = {}
-    if plan.residuals or plan.refused:
-        edges[model] = Edge(_Arguments(model, plan, shards).residuals)
-    groups = _groups(model)
+    parts = plan.controls and not plan.runs_twice(model)
+    if plan.residuals or plan.refused or parts:
+        leave = functools.partial(tree_map_only, Tensor, shards.handed_out) if parts else None
+        edges[model] = Edge(_Arguments(model, plan, shards).residuals, leave)
+    groups = _groups(model, plan)
     if plan.ends is not None:
         end = model.get_submodule(plan.ends)
         gathering = Edge(_gathering(groups[-1][-1][0].main, plan.dim, shards))
@@ -66,20 +71,21 @@ def split(
             ends = (flow, blocks) == lists[-1] and (plan.ends is None or lists is not groups[-1])
             for block in blocks:
                 leave = _gathered(flow, streams, plan.dim, shards) if ends and block is blocks[-1] else None
-                edges[block] = Edge(arguments.entering(streams) if first else arguments.cut, leave)
+                enter = attends.renewed(arguments.entering(streams)) if first else arguments.cut
+                edges[block] = Edge(enter, leave)
                 first = False
-                _share_attention(block, plan, streams, attends, undo)
+                _share_attention(block, plan, streams, attends)
     return edges
 
 
-def _groups(model: nn.Module) -> list[list[tuple[BlockList, tuple[nn.Module, ...]]]]:
+def _groups(model: nn.Module, plan: ContextPlan) -> list[list[tuple[BlockList, tuple[nn.Module, ...]]]]:
     """The block lists, in groups between which the streams are put together."""
     row = row_of(type(model))
     assert row is not None  # classes with a plan have one
     lists = [(flow, members) for flow in row.lists if (members := flow.members(model))]
     if not lists:
         raise ConfigError(f"{type(model).__name__} has no blocks, so there is no sequence to share.")
-    return [lists] if row.joined else [[one] for one in lists]
+    return [lists] if row.joined or plan.controls else [[one] for one in lists]
 
 
 def _streams(flow: BlockList, plan: ContextPlan) -> tuple[str, ...]:
@@ -109,16 +115,20 @@ class _Arguments:
             if name in self._shards.lengths:
                 continue  # a stream of this list, and cut already
             args, kwargs = self._change(name, functools.partial(self._cut, cut), args, kwargs)
+        for name, front in self._plan.fronts.items():
+            count = functools.partial(self._shards.counted, front.stream, rest=front.rest)
+            args, kwargs = self._change(name, lambda _, count=count: count(), args, kwargs)
         return args, kwargs
 
-    def entering(self, streams: Sequence[str]) -> Callable[..., tuple[Arguments, Keywords]]:
+    def entering(self, streams: Sequence[str]) -> Enter:
         """Cut the streams too."""
         shards, dim = self._shards, self._plan.dim
 
         def enter(args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
             shards.begin()
             for name in streams:
-                shards.register(name, self._read(name, args, kwargs).shape[dim])
+                length = self._read(name, args, kwargs).shape[dim]
+                shards.register(name, length, self._front(name, length, args, kwargs))
             for name in streams:
                 take = functools.partial(shards.take, dim, (name,))
                 args, kwargs = self._change(name, take, args, kwargs)
@@ -128,15 +138,19 @@ class _Arguments:
 
     def residuals(self, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
         """What the model adds to the main stream between the blocks."""
-
         self._check(args, kwargs)
-
-        def own(tensor: Tensor) -> Tensor:
-            return self._shards.own(tensor, 1) if tensor.ndim == 3 else tensor
-
+        own = functools.partial(tree_map_only, Tensor, self._shards.residual)
         for name in self._plan.residuals:
-            args, kwargs = self._change(name, lambda value: tree_map_only(Tensor, own, value), args, kwargs)
+            args, kwargs = self._change(name, own, args, kwargs)
         return args, kwargs
+
+    def _front(self, stream: str, length: int, args: Arguments, kwargs: Keywords) -> int:
+        """Tokens at the beginning of a stream that its blocks tell from the rest."""
+        for name, front in self._plan.fronts.items():
+            count = self._read(name, args, kwargs)
+            if front.stream == stream and count is not None:
+                return length - count if front.rest else count  # type: ignore[no-any-return]  # an int
+        return 0
 
     def _check(self, args: Arguments, kwargs: Keywords) -> None:
         for name, reason in self._plan.refused.items():
@@ -191,6 +205,8 @@ def _gathering(stream: str, dim: int, shards: Shards) -> Callable[..., tuple[Arg
 
 
 def _gathered(flow: BlockList, streams: Sequence[str], dim: int, shards: Shards) -> Callable[[Any], Any]:
+    dim += flow.stacks
+
     def leave(output: Any) -> Any:
         if flow.bare:
             return shards.whole(output, dim, flow.main)
@@ -204,28 +220,29 @@ def _gathered(flow: BlockList, streams: Sequence[str], dim: int, shards: Shards)
 
 
 def _share_attention(
-    block: nn.Module,
-    plan: ContextPlan,
-    streams: tuple[str, ...],
-    attends: _Attending,
-    undo: contextlib.ExitStack,
+    block: nn.Module, plan: ContextPlan, streams: tuple[str, ...], attends: _Attending
 ) -> None:
     for name, module in attention_modules(block):
         if name not in plan.local:
-            attends.inside(module, plan.looks_at.get(name, streams), undo)
+            attends.inside(module, plan.looks_at.get(name, streams))
 
 
 class _Attending:
-    """Classes in the place of those that call attention: one for all blocks, which are compiled once then."""
+    """Classes in the place of those that call attention: one for all blocks, which are compiled once then.
+
+    Attributes:
+        undo: What takes all of them off again.
+    """
 
     def __init__(self, shards: Shards, shared: SharedAttention, *, products: bool) -> None:
+        self.undo = contextlib.ExitStack()
         self._shards = shards
         self._shared = shared
         self._products = products
-        self._made: dict[tuple[type, tuple[str, ...]], type] = {}
+        self._made: dict[tuple[type, _Streams, _Streams], type] = {}
 
-    def inside(self, module: nn.Module, streams: tuple[str, ...], undo: contextlib.ExitStack) -> None:
-        """Let the attention of a module look at all tokens of some streams."""
+    def inside(self, module: nn.Module, asking: _Streams, seen: _Streams, undo: contextlib.ExitStack) -> None:
+        """Let the tokens of some streams look at all those of some, in the attention of a module."""
         caller: Any = caller_of(module)
         kind, thing = type(caller), caller
         if caller is not module:
@@ -235,13 +252,13 @@ class _Attending:
             undo.callback(setattr, module, "processor", caller)
         else:
             undo.callback(setattr, caller, "__class__", kind)
-        if (kind, streams) not in self._made:
-            self._made[kind, streams] = self._class(kind, streams)
-        thing.__class__ = self._made[kind, streams]
+        if (kind, asking, seen) not in self._made:
+            self._made[kind, asking, seen] = self._class(kind, asking, seen)
+        thing.__class__ = self._made[kind, asking, seen]
 
-    def _class(self, kind: type, streams: tuple[str, ...]) -> type:
+    def _class(self, kind: type, asking: _Streams, seen: _Streams) -> type:
         coming: list[Arriving] = []
-        made = attending(kind, self._attend(streams, coming))
+        made = attending(kind, self._attend(asking, seen, coming))
         shards, shared, overlap = self._shards, self._shared, OVERLAPS.get(kind.__name__)
         if overlap is None or not shared.config.ulysses_async or shared.config.ulysses_size == 1:
             return made
@@ -249,7 +266,7 @@ class _Attending:
         def send(ones: Iterator[Made]) -> list[Made]:
             # A call that broke off may have left some.
             coming.clear()
-            taken, sizes = [], shards.sizes(shards.known(streams))
+            taken, sizes = [], shards.sizes(shards.known(seen))
             for one, exact in zip(ones, (False, False, True), strict=True):
                 coming.append(shared.send(one.joined(), sizes, exact=exact))
                 taken.append(one)
@@ -257,7 +274,7 @@ class _Attending:
 
         return overlapping(made, overlap, send)
 
-    def _attend(self, streams: tuple[str, ...], coming: list[Arriving]) -> Attend:
+    def _attend(self, asking: _Streams, seen: _Streams, coming: list[Arriving]) -> Attend:
         shards, shared, products = self._shards, self._shared, self._products
 
         def attend(
@@ -268,12 +285,21 @@ class _Attending:
             compute: Callable[..., Tensor],
             scale: float | None,
         ) -> Tensor:
-            known = shards.known(streams)
+            known = shards.known(seen)
             if mask is not None:
                 mask = shards.mask(mask, known, products=products)
             sent = [coming.pop(0) for _ in range(3)] if coming else None
-            return shared(query, key, value, mask, shards.sizes(known), compute, scale, sent)
+            sizes = shards.sizes(shards.known(asking)), shards.sizes(known)
+            return shared(query, key, value, mask, *sizes, compute, scale, sent)
 
         uneven = shared.config.ulysses_anything or shared.config.ring_rotate_method == "p2p"
         # Sizes that differ between ranks, and what is handed on, cannot be traced.
         return torch.compiler.disable(attend) if uneven else attend
+
+
+def _put_back(module: nn.Module, shared: Any, plain: Any) -> None:
+    """The processor as it was, with the kernel chosen since; one that somebody else has set stays."""
+    shared.__class__ = type(plain)
+    if module.processor is shared:
+        vars(plain).update(vars(shared))
+        module.processor = plain
