@@ -138,9 +138,11 @@ def test_every_preset_has_its_place() -> None:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    told = {"NONE", "DBCache", "DBPrune", "Preset", "presets", "__version__"}
+    told = {"NONE", "DBCache", "DBPrune", "Preset", "get_adapter", "presets", "__version__"}
     told |= {f"Pattern_{number}" for number in range(6)}
-    assert sorted(directives("api.md")) == sorted(set(cache_dit.__all__) - told)
+    # Modules of their own name hide two of the functions where they are looked up by `cache_dit.<name>`.
+    named = [path.rpartition(".")[2] for path in directives("api.md")]
+    assert sorted(named) == sorted(set(cache_dit.__all__) - told)
 
 
 def test_every_finding_is_explained() -> None:

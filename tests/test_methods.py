@@ -43,11 +43,11 @@ def table(header: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-METHODS = {row[-1].strip("`"): row[:-1] for row in table("method")}
+METHODS = {preset.strip("`"): [method, *rest] for method, preset, *rest in table("method")}
 
 
 def made(name: str) -> Preset:
-    """What the last cell of a row stands for: a preset, or an option class that has none."""
+    """What the second cell of a row stands for: a preset, or an option class that has none."""
     if name not in FUNCTIONS:
         return Preset(getattr(cache_dit, name)())
     parameters = inspect.signature(FUNCTIONS[name]).parameters
