@@ -8,27 +8,32 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import os
 import random
+import re
 import tempfile
 import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import typer
+import yaml
 
 from cache_dit import DBCacheConfig, Schedule, TaylorSeerCalibratorConfig
+from cache_dit.bench import manifest, store
 from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.cli.app import app
 from cache_dit.configs.loading import load_sections, save_configs
 from cache_dit.errors import CacheDiTError
+from cache_dit.pages.fronts import panels_of, read_points
 from cache_dit.shorthand import parse_config
 from cache_dit.tune.profile import Profile
 
@@ -52,7 +57,13 @@ CONFIGS = (
     "$comment: &base {max_warmup_steps: 2}\ncache_config: {<<: *base, Fn_compute_blocks: 2}\n",
     '{"cache_config": {"residual_diff_threshold": 0.1}, "quantize_config": {"quant_type": "float8_per_row"}}',
     "cache_config: {max_warmup_steps: 2}\nparams_modifiers: [{cache_config: {max_warmup_steps: 1}}]\n",
+    "cache_config: {schedule: {total: 4, computed: [0, 2]}}\n"
+    "calibrator_config: {trajectory: {sigmas: [1.0, 0.5, 0.0], gram: [[1.0, 0.5], [0.5, 1.0]]}}\n",
+    "cache_config: {steps_computation_mask: {mask_policy: fast, total_steps: 28}, place: blocks}\n"
+    "compile_config: {recompile_limit: 32}\nattention_backend: native\n",
+    "preset: {name: taylorseer_lite, interval: 4}\ncalibrator_config: {cache_dtype: bfloat16}\n",
 )
+NAMING = "cache_config: {schedule: schedule.json}\n"
 ARGUMENTS = (
     "demo --help",
     "doctor",
@@ -89,32 +100,72 @@ WORDS = (
     ),
     *(")", "T1O", "SCM", "F", "e", "--", "-", "=", "--out", "../../etc/passwd", "/dev/null", "$(ls)", "\\"),
 )
+NUMBERS = (
+    "0",
+    "-1",
+    "-0.0",
+    "1.5",
+    "1e308",
+    "1e-320",
+    "1e999",
+    "9" * 20,
+    "9" * 400,
+    "nan",
+    "0x10",
+    "1_0",
+    "",
+)
+VALUES: tuple[Any, ...] = (
+    *(0, -1, 1.5, 10**20, 10**400, 1e308, float("nan"), float("inf"), True, None, "", "x", "nan", "1", "\0"),
+    *("../../etc/passwd", "/dev/null", "x" * 5_000, [], [0], [[]], [[1.0], 2], [1] * 3_000, {}, {"a": 1}),
+)
+POINTS = (
+    "set,kind,system,strength,steps,cfg,flops,time,psnr\n"
+    "report,control,steps,20,50,1,0.4,0.41,21.5\n"
+    "report,cache-dit,DBCache,0.12,50,1,0.3,0.33,30.1\n"
+    "report,cache-dit,DBCache,0.2,50,4,0.25,0.29,27.9\n"
+)
+SCORES = (
+    "set,kind,system,strength,steps,cfg,seed,flops,time,psnr,ssim\n"
+    "report,control,steps,20,50,1,3,0.4,0.41,21.5,0.8\n"
+    "training,cache-dit,DBCache,0.12,50,4.5,4,0.3,0.33,30.1,0.95\n"
+)
+DRAWN = (
+    '{"number": 0, "file": "0000.png", "sha256": "ab", "prompt": "a house", "seed": 7, "seconds": 1.5, '
+    '"flops": null, "steps": [28], "cached": [12]}'
+)
+RUN = '{"made by": "cache-dit bench", "model": "demo", "steps": 28, "seed": 0}'
 
 
 INTRODUCTION = """# Damaged inputs
 
 Good inputs with one to four random changes: parts cut out, repeated or exchanged, words of YAML, JSON,
-Python and the shell put in, extreme numbers, control characters. An input is read or refused with an error of
-this package (for a path: of the system; for arguments: of the parser of the command, as nothing is run).
-Anything else counts as another error, and the script shows it.
+Python and the shell put in, extreme numbers, control characters. Of YAML and JSON every other input is well
+formed: values inside of it are exchanged for odd ones, left out, repeated or renamed. An input is read or
+refused with an error of this package (for a path: of the system; for arguments: of the parser of the command,
+as nothing is run). Anything else counts as another error, and the script shows it.
 """
 
 
 @dataclass
 class Target:
-    """Something that reads: its name, what it is called with, good inputs, and errors that it may raise."""
+    """Something that reads: its name, what it is called with, good inputs, and errors that it may raise.
+
+    `tree`: its inputs are YAML or JSON, whose values may be damaged too.
+    """
 
     name: str
     read: Callable[[str], Any]
     good: Sequence[str]
     allowed: tuple[type[BaseException], ...] = (CacheDiTError,)
+    tree: bool = False
     ends: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0
     failures: list[str] = field(default_factory=list)
 
     def check(self, text: str) -> None:
         """Read one input and note how that ended."""
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             self.read(text)
             end = "read"
@@ -124,14 +175,18 @@ class Target:
             self.failures.append(f"{self.name}: {text!r}\n{traceback.format_exc()}")
             end = "CRASH"
         self.ends[end] += 1
-        self.slowest = max(self.slowest, time.perf_counter() - start)
+        self.slowest = max(self.slowest, time.process_time() - start)
+
+    def changed(self, text: str, chance: random.Random, others: Sequence[str]) -> str:
+        """A good input, damaged."""
+        return bent(text, chance) if self.tree and chance.random() < 0.5 else damaged(text, chance, others)
 
 
 def damaged(text: str, chance: random.Random, others: Sequence[str]) -> str:
     """The text with one to four random changes."""
     for _ in range(chance.randint(1, 4)):
         at, to = sorted((chance.randint(0, len(text)), chance.randint(0, len(text))))
-        match chance.randrange(8):
+        match chance.randrange(9):
             case 0:
                 text = text[:at] + text[to:]
             case 1:
@@ -142,9 +197,38 @@ def damaged(text: str, chance: random.Random, others: Sequence[str]) -> str:
                 text = text[:at] + chr(chance.randrange(1, 0x2FF)) + text[at + 1 :]
             case 6:
                 text = text[:at] + chance.choice(others)[-to:]
+            case 7:
+                text = re.sub(r"(?<![\d.])[\d.]+", chance.choice(NUMBERS), text[:to], count=1) + text[to:]
             case _:
                 text = text[:at] + text[at:to] * chance.choice((2, 3, 50)) + text[to:]
     return text[:5_000]
+
+
+def bent(text: str, chance: random.Random) -> str:
+    """YAML or JSON with one to three random changes of its values or keys."""
+    root = [yaml.safe_load(text)]
+    for _ in range(chance.randint(1, 3)):
+        places = list(_places(root))
+        holder, key = chance.choice(places)
+        other, another = chance.choice(places)
+        match chance.randrange(5):
+            case 0 | 1:
+                holder[key] = copy.deepcopy(chance.choice(VALUES))
+            case 2:
+                holder[key] = copy.deepcopy(other[another])
+            case 3 if isinstance(holder, dict):
+                holder[chance.choice((*WORDS, *map(str, other)))] = holder.pop(key)
+            case _ if holder is not root:
+                del holder[key]
+    return json.dumps(root[0]) if chance.random() < 0.5 else yaml.safe_dump(root[0])
+
+
+def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Every value in it, by what holds it and its key or number."""
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in list(pairs):
+        yield tree, key
+        yield from _places(value)
 
 
 def argument_parser() -> Callable[[str], Any]:
@@ -168,9 +252,10 @@ def argument_parser() -> Callable[[str], Any]:
 def targets(folder: Path) -> list[Target]:
     """Everything that reads, with good inputs from files written to `folder`."""
 
-    def from_file(read: Callable[[Path], Any]) -> Callable[[str], Any]:
+    def from_file(read: Callable[[Path], Any], name: str = "input.json") -> Callable[[str], Any]:
         def written(text: str) -> Any:
-            path = folder / "input.json"
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
             path.write_bytes(text.encode("utf-8", "surrogatepass"))
             return read(path)
 
@@ -185,20 +270,33 @@ def targets(folder: Path) -> list[Target]:
     )
     known = {name: (folder / name).read_text() for name in ("schedule.json", "trajectory.json")}
     configs = (*CONFIGS, (folder / "configs.yaml").read_text())
+    files = (CacheDiTError, OSError)
     return [
         Target("config string", parse_config, STRINGS),
-        Target("configuration, as text", load_sections, configs, (CacheDiTError, OSError)),
-        Target("configuration file", from_file(load_sections), configs),
-        Target("schedule file", from_file(Schedule.load), [known["schedule.json"]]),
-        Target("trajectory file", from_file(Trajectory.load), [known["trajectory.json"]]),
-        Target("profile file", from_file(Profile.load), [PROFILE]),
-        Target(
-            "arguments of the command",
-            argument_parser(),
-            ARGUMENTS,
-            (Usage, typer.Exit, typer.Abort),
-        ),
+        Target("configuration, as text", load_sections, configs, files, tree=True),
+        Target("configuration file", from_file(load_sections), (*configs, NAMING), files, tree=True),
+        Target("schedule file", from_file(Schedule.load), [known["schedule.json"]], tree=True),
+        Target("trajectory file", from_file(Trajectory.load), [known["trajectory.json"]], tree=True),
+        Target("profile file", from_file(Profile.load), [PROFILE], tree=True),
+        Target("profile, for its points", from_file(_shown), [PROFILE], tree=True),
+        Target("table of points", from_file(_shown), [POINTS]),
+        Target("table of scores", from_file(lambda path: store.read([path])), [SCORES]),
+        Target("run of a benchmark", from_file(_claim, "run/run.json"), [RUN], tree=True),
+        Target("pictures of a benchmark", from_file(_drawn, "manifest.jsonl"), [DRAWN, f"{DRAWN}\n{DRAWN}"]),
+        Target("arguments of the command", argument_parser(), ARGUMENTS, (Usage, typer.Exit, typer.Abort)),
     ]
+
+
+def _shown(path: Path) -> Any:
+    return panels_of(read_points(path))
+
+
+def _claim(path: Path) -> None:
+    manifest.claim(path.parent, json.loads(RUN))
+
+
+def _drawn(path: Path) -> Any:
+    return manifest.read_drawn(path.parent)
 
 
 PROFILE = json.dumps(
@@ -214,7 +312,11 @@ PROFILE = json.dumps(
         "config": {"cache_config": {"Fn_compute_blocks": 1}, "calibrator_config": {"taylorseer_order": 1}},
         "predicted": {"psnr": {"mean": 30.0, "low": 29.0, "high": 31.0, "worst": 25.0, "pictures": 8}},
         "measured": {"psnr": {"mean": 30.0, "low": 29.0, "high": 31.0, "worst": 25.0, "pictures": 8}},
-        "tried": [{"method": "DBCache", "psnr": 30.0}],
+        "tried": [
+            {"method": "DBCache", "psnr": 30.0},
+            {"method": "DBCache 0.1", "flops": 0.5, "psnr": 30.0},
+            {"method": "FBCache 0.1", "flops": 0.6, "psnr": 25.0},
+        ],
         "versions": {"torch": "2.13"},
     }
 )
@@ -237,14 +339,14 @@ def fuzz(inputs: int, seed: int, folder: Path) -> list[Target]:
             share = (inputs + len(made) - 1 - number) // len(made)
             for count in range(share):
                 good = target.good[count % len(target.good)]
-                target.check(good if count < len(target.good) else damaged(good, chance, everything))
+                target.check(good if count < len(target.good) else target.changed(good, chance, everything))
     return made
 
 
 def table(made: Sequence[Target]) -> str:
     """How the inputs of every reader ended."""
     rows = [
-        "| what reads | inputs | read | refused, by error | other errors | slowest, ms |",
+        "| what reads | inputs | read | refused, by error | other errors | slowest, ms of the processor |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for target in made:
@@ -266,7 +368,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    start = time.perf_counter()
+    start = time.process_time()
     # Some good inputs name files relative to here.
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -281,9 +383,8 @@ def main() -> int:
 
         from cache_dit.files import write_whole
 
-        head = (
-            f"{INTRODUCTION}\n{environment()}\n- seed {options.seed}, {time.perf_counter() - start:.0f} s\n\n"
-        )
+        spent = f"{time.process_time() - start:.0f} s of the processor"
+        head = f"{INTRODUCTION}\n{environment()}\n- seed {options.seed}, {spent}\n\n"
         write_whole(RESULTS / "fuzz.md", f"{head}{text}\n", mark="# Damaged inputs")
     return bool(failures)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,21 +75,23 @@ def append(path: Path, setting: Setting, score: Score) -> None:
 def _lines(path: Path) -> Iterator[tuple[Setting, Score]]:
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        for line in reader:
-            if line["set"] == "set":  # files may be joined, heads and all
-                continue
-            try:
-                setting = Setting(
-                    Purpose(line["set"]),
-                    Kind(line["kind"]),
-                    line["system"],
-                    line["strength"],
-                    Cell(int(line["steps"]), float(line["cfg"])),
-                )
-                names = ("flops", "time", "psnr", "ssim")
-                score = Score(seed=int(line["seed"]), **{name: float(line[name]) for name in names})
-            except (KeyError, TypeError, ValueError) as error:
-                raise CacheDiTError(
-                    f"{path}, line {reader.line_num} is no score ({error}); remove it."
-                ) from error
-            yield setting, score
+        try:
+            for line in reader:
+                if line.get("set") != "set":  # files may be joined, heads and all
+                    yield _scored(line)
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise CacheDiTError(
+                f"{path}, line {reader.line_num} is no score ({error}); remove it."
+            ) from error
+
+
+def _scored(line: Mapping[str, str]) -> tuple[Setting, Score]:
+    setting = Setting(
+        Purpose(line["set"]),
+        Kind(line["kind"]),
+        line["system"],
+        line["strength"],
+        Cell(int(line["steps"]), float(line["cfg"])),
+    )
+    names = ("flops", "time", "psnr", "ssim")
+    return setting, Score(seed=int(line["seed"]), **{name: float(line[name]) for name in names})

@@ -77,8 +77,6 @@ def read(source: str | Path | Mapping[str, Any]) -> tuple[str, Any]:
     if isinstance(source, str) and ("\n" in source or ": " in source or source.lstrip().startswith("{")):
         return "configuration", parse("configuration", source)
     path = Path(source)
-    if "\0" in str(path):
-        raise ConfigError(f"{str(path)!r} is neither text nor a path; give a configuration or a file.")
     return str(path), parse(str(path), read_text(path))
 
 
@@ -89,6 +87,8 @@ def read_text(path: Path) -> str:
         ConfigError: It is too large, or not UTF-8.
         OSError: The file cannot be read.
     """
+    if "\0" in str(path):
+        raise ConfigError(f"{str(path)!r} is neither text nor a path; give a configuration or a file.")
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:

@@ -38,7 +38,7 @@ def preset(given: Any, place: Place) -> Preset:
     if not isinstance(values, Mapping) or "name" not in values:
         raise Mistakes(f"{place.path} is {given!r}; give a name, or a mapping with a name and arguments.")
     name, arguments = values["name"], {key: value for key, value in values.items() if key != "name"}
-    if name not in NAMED:
+    if not isinstance(name, str) or name not in NAMED:
         hint = nearest(str(name), NAMED)
         meant = f" Did you mean {hint!r}?" if hint else ""
         raise Mistakes(f"{place.path} is {name!r}; allowed are {', '.join(NAMED)}.{meant}")

@@ -280,6 +280,10 @@ def _dtype(path: str, word: str) -> torch.dtype:
 def _made(kind: type, path: str, value: str | Mapping[str, Any], folder: Path) -> Any:
     """A schedule or trajectory, written out or in a file of its own."""
     if isinstance(value, str):
+        if Path(value).is_absolute() or ".." in Path(value).parts:
+            raise ConfigError(
+                f"{path} is {value!r}, outside of the folder of the configuration; put the file there."
+            )
         file = folder / value
         value = parse(str(file), read_text(file))
         path = f"{path} ({file})"
@@ -298,7 +302,7 @@ def _trajectory(path: str, value: Mapping[str, Any]) -> Trajectory:
             str(value.get("model", "")),
             int(value.get("pictures", 0)),
         )
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
         raise ConfigError(
             f"{path} is no trajectory ({error}); make one with cache_dit.tune.calibrate."
         ) from error

@@ -118,7 +118,15 @@ def read_points(path: str | os.PathLike[str]) -> list[Point]:
     try:
         text = path.read_text(encoding="utf-8")
         return _tried(json.loads(text)) if text.lstrip().startswith("{") else _lines(path, text)
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError, csv.Error) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        csv.Error,
+    ) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(

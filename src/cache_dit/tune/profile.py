@@ -98,12 +98,14 @@ class Profile(Preset):
             if found["format"] != _FORMAT:
                 raise ValueError(f"its format is {found['format']!r}, and this version reads {_FORMAT!r}")
             return _read(found)
-        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
             told = f"{error} is missing" if isinstance(error, KeyError) else error
             raise ConfigError(f"{path} is no profile ({told}); make one with cache-dit tune.") from error
 
 
 def _read(found: Mapping[str, Any]) -> Profile:
+    if not isinstance(found["config"], Mapping):
+        raise TypeError(f"config is {found['config']!r}, which is no mapping")
     config = load_configs(found["config"])
     return Profile(
         cache_config=config["cache_config"],

@@ -16,6 +16,7 @@ _POLICIES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "fast": ((6, 1, 1, 1, 1, 1), (1, 3, 4, 5, 4)),
     "ultra": ((4, 1, 1, 1, 1), (2, 5, 6, 7)),
 }
+_MOST_STEPS = 100_000
 
 
 def steps_mask(
@@ -41,8 +42,8 @@ def steps_mask(
         A 1 or 0 for each step, as `steps_computation_mask` takes it.
 
     Raises:
-        ConfigError: Neither or both ways given, an unknown policy, a bin or step count below 1, or bins that
-            do not add up to `total_steps`.
+        ConfigError: Neither or both ways given, an unknown policy, a bin or step count below 1 or above
+            100,000, or bins that do not add up to `total_steps`.
 
     Examples:
         >>> "".join(map(str, steps_mask(mask_policy="fast", total_steps=28)))
@@ -55,16 +56,15 @@ def steps_mask(
     if mask_policy is None:
         raise ConfigError(f"steps_mask got nothing; give mask_policy ({', '.join(_POLICIES)}) or bins.")
     one_of(*_POLICIES)("mask_policy", mask_policy)
-    if total_steps is None or total_steps < 1:
-        raise ConfigError(f"total_steps is {total_steps} with mask_policy; give the step count of the run.")
-    table = _from_bins(*_POLICIES[mask_policy], None)
-    return table if total_steps == len(table) else stretch(table, total_steps)
+    if total_steps is None or not 1 <= total_steps <= _MOST_STEPS:
+        raise ConfigError(f"total_steps is {total_steps} with mask_policy; give 1 to {_MOST_STEPS} steps.")
+    return stretch(_from_bins(*_POLICIES[mask_policy], None), total_steps)
 
 
 def _from_bins(compute: Sequence[int], cache: Sequence[int], total: int | None) -> list[int]:
     for name, bins in (("compute_bins", compute), ("cache_bins", cache)):
-        if any(length < 1 for length in bins):
-            raise ConfigError(f"{name} is {list(bins)}; every bin is a number of steps, 1 or more.")
+        if any(length < 1 for length in bins) or sum(bins) > _MOST_STEPS:
+            raise ConfigError(f"{name} is {list(bins)}; give steps, 1 or more, {_MOST_STEPS} at most in all.")
     if len(compute) - len(cache) not in (0, 1):
         raise ConfigError(
             f"compute_bins has {len(compute)} bins and cache_bins {len(cache)}; they alternate, compute "
