@@ -54,6 +54,7 @@ class SharedAttention:
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
+        asking: Sizes,
         sizes: Sizes,
         compute: Compute,
         scale: float | None = None,
@@ -63,10 +64,11 @@ class SharedAttention:
 
         Args:
             query: (B, s, H, D).
-            key: (B, s, H, D), or with fewer heads that queries share in turn.
+            key: (B, s, H, D), of these or other tokens, or with fewer heads that queries share in turn.
             value: As `key`.
             mask: Over all S keys in the order of the ranks, and over 1 or all S queries; None: all count.
-            sizes: Tokens on each rank, ring by ring.
+            asking: Tokens with queries on each rank, ring by ring.
+            sizes: Likewise with keys.
             compute: Attention on one process.
             scale: Of the scores, for `ring_rotate_method="p2p"`, which does not call `compute`.
             coming: Values, queries and keys that `send` has sent off already; None: they are sent now.
@@ -76,20 +78,21 @@ class SharedAttention:
         """
         across, around = dist.get_world_size(self.ulysses), dist.get_world_size(self.ring)
         place, turn = dist.get_rank(self.ulysses), dist.get_rank(self.ring)
-        near = sizes[turn * across : (turn + 1) * across]
-        for tensor in (query, key):
-            if tensor.shape[1] != near[place]:
+        near = asking[turn * across : (turn + 1) * across]
+        for tensor, expected in ((query, asking), (key, sizes)):
+            own = expected[turn * across + place]
+            if tensor.shape[1] != own:
                 raise ConfigError(
-                    f"An attention got {tensor.shape[1]} tokens on this rank where the plan says "
-                    f"{near[place]}; this input is not covered by it. Give another cp_plan."
+                    f"An attention got {tensor.shape[1]} tokens on this rank where the plan says {own}; this "
+                    "input is not covered by it. Give another cp_plan."
                 )
         heads = query.shape[2]
         if across > 1:
             if coming is None:
-                coming = self._sent(query, key, value, sizes)
+                coming = self._sent(query, key, value, asking, sizes)
             value, query, key = (arriving() for arriving in coming)
         if mask is not None:
-            rows = (sum(sizes[: turn * across]), sum(near))
+            rows = (sum(asking[: turn * across]), sum(near))
             mask = _part_of_mask(mask, heads, place, across, rows)
         if around > 1:
             far = [sum(sizes[start * across : (start + 1) * across]) for start in range(around)]
@@ -113,14 +116,14 @@ class SharedAttention:
         small = self.config.ulysses_float8 and not exact
         return (sent_as_float8 if small else sent_to_heads)(padded, self.ulysses, near)
 
-    def _sent(self, query: Tensor, key: Tensor, value: Tensor, sizes: Sizes) -> list[Arriving]:
+    def _sent(self, query: Tensor, key: Tensor, value: Tensor, asking: Sizes, sizes: Sizes) -> list[Arriving]:
         ranks, heads = dist.get_world_size(self.ulysses), query.shape[2]
         if key.shape[2] != heads and (heads % ranks or key.shape[2] % ranks):
             # Shared heads that cannot be shared out are written out.
             key, value = (one.repeat_interleave(heads // one.shape[2], 2) for one in (key, value))
         return [
             self.send(value, sizes, exact=False),
-            self.send(query, sizes, exact=False),
+            self.send(query, asking, exact=False),
             self.send(key, sizes, exact=True),
         ]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from torch import nn
 
 HIDDEN, ENCODER = "hidden_states", "encoder_hidden_states"
 
@@ -37,6 +39,25 @@ class Mask(NamedTuple):
 Cut = Along | Mask
 
 
+class Front(NamedTuple):
+    """A number of tokens that blocks are given, to tell the front of a stream from its rest.
+
+    Every rank has a part of the front and a part of the rest, and gets the number for its parts.
+
+    Attributes:
+        stream: Its name.
+        rest: The number is that of the rest, and not that of the front.
+    """
+
+    stream: str
+    rest: bool = False
+
+
+def never(model: nn.Module) -> bool:
+    """Of no model."""
+    return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextPlan:
     """How the blocks of one transformer class work on a part of the sequence.
@@ -52,12 +73,17 @@ class ContextPlan:
         local: Names of attention modules that look at something that every rank has whole, as the text.
         whole: Streams that are not cut, since only such modules look at them.
         looks_at: Names of attention modules with the streams that they look at, where those are not all.
+        asks: Names of attention modules with the streams whose tokens look, where those are others.
         products: Masks that the attention modules make are products of a mask over queries and one over keys.
         ends: Path of the module, or of a dict with it, that is given the main stream first behind the last
             block, to gather it there, where something of its size is added before; None: where it leaves the
             last block.
         residuals: Arguments of the transformer with tensors (B, tokens, C) that are added to the main stream
             between the blocks, as of ControlNets.
+        fronts: Numbers of tokens that the blocks are given.
+        controls: It is a ControlNet: what leaves its blocks is not gathered, since a transformer that has the
+            same part of the sequence adds it.
+        runs_twice: Whether a ControlNet runs its list twice, so that what leaves it is gathered after all.
         refused: Arguments of the transformer or its blocks with which this is not possible, and why.
         dim: Dimension of the tokens in a stream.
     """
@@ -67,8 +93,12 @@ class ContextPlan:
     local: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
     looks_at: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    asks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     products: bool = False
     ends: str | None = None
     residuals: tuple[str, ...] = ()
+    fronts: Mapping[str, Front] = field(default_factory=dict)
+    controls: bool = False
+    runs_twice: Callable[[nn.Module], bool] = never
     refused: Mapping[str, str] = field(default_factory=dict)
     dim: int = 1

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 from cache_dit.parallelism.context.plan import ENCODER as E
 from cache_dit.parallelism.context.plan import HIDDEN as H
-from cache_dit.parallelism.context.plan import Along, ContextPlan, Cut, Mask
+from cache_dit.parallelism.context.plan import Along, ContextPlan, Cut, Front, Mask
 
 _ROTARY = "image_rotary_emb"
 _CONTROLS = ("controlnet_block_samples", "controlnet_single_block_samples")
-_CONTROL = "control_hidden_states"
+_CONTROL, _AUDIO = "control_hidden_states", "audio_hidden_states"
 _FRAMES = "some of its tokens are the first frame's, told by their number"
 
 
@@ -20,6 +21,8 @@ def _plan(
     # The details are fields of several types, which one annotation of `**details` cannot tell.
     return ContextPlan(name=name, cuts=cuts or {}, local=tuple(local.split()), **details)  # type: ignore[arg-type]
 
+
+_controlnet = functools.partial(_plan, controls=True)
 
 _PLANS = (
     # --- Image ---
@@ -82,11 +85,11 @@ _PLANS = (
         {
             _ROTARY: Along(0, (H,)),
             "extra_pos_emb": Along(1, (H,)),
-            "controlnet_residual": Along(1, (H,)),
             "embedded_timestep": Along(1, (H,), ndim=3),
             "temb": Along(1, (H,), ndim=3),
         },
         "attn2",
+        residuals=("block_controlnet_hidden_states",),
     ),
     _plan("EasyAnimateTransformer3DModel", {_ROTARY: Along(0, (H,))}),
     _plan(
@@ -121,9 +124,63 @@ _PLANS = (
         "attn2",
         ends="norm_out",
     ),
+    _plan(
+        "HeliosTransformer3DModel",
+        {"rotary_emb": Along(1, (H,)), "temb": Along(1, (H,))},
+        "attn2",
+        fronts={"original_context_length": Front(H, rest=True)},
+    ),
+    _plan(
+        "LTX2VideoTransformer3DModel",
+        {
+            **{name: Along(1, (H,)) for name in ("temb", "temb_ca_scale_shift", "temb_ca_gate")},
+            **{
+                name: Along(1, (_AUDIO,))
+                for name in ("temb_audio", "temb_ca_audio_scale_shift", "temb_ca_audio_gate")
+            },
+            # (B, s, C), or (B, H, s, D).
+            **{name: Along(-2, (H,)) for name in ("video_rotary_emb", "ca_video_rotary_emb")},
+            **{name: Along(-2, (_AUDIO,)) for name in ("audio_rotary_emb", "ca_audio_rotary_emb")},
+        },
+        "attn2 audio_attn2",
+        looks_at={
+            "attn1": (H,),
+            "audio_attn1": (_AUDIO,),
+            "audio_to_video_attn": (_AUDIO,),
+            "video_to_audio_attn": (H,),
+        },
+        asks={"audio_to_video_attn": (H,), "video_to_audio_attn": (_AUDIO,)},
+        refused={"video_self_attention_mask": "its attention changes that mask by the number of its tokens"},
+    ),
+    _plan("MiniMaxH3Transformer3DModel", {"rotary_emb": Along(0, (H,)), "adaln_indices": Along(0, (H,))}),
     # --- Audio ---
     _plan("StableAudioDiTModel", {"rotary_embedding": Along(0, (H,))}, "attn2"),
     _plan("MiniMaxMusic3Transformer1DModel", {"rotary_emb": Along(0, (H,))}),
+    # --- ControlNets ---
+    _controlnet(
+        "CosmosControlNetModel",
+        {
+            _ROTARY: Along(0, (H,)),
+            "extra_pos_emb": Along(1, (H,)),
+            "latents": Along(1, (H,)),
+            "embedded_timestep": Along(1, (H,), ndim=3),
+            "temb": Along(1, (H,), ndim=3),
+        },
+        "attn2",
+    ),
+    _controlnet("FluxControlNetModel", {_ROTARY: Along(0, (E, H))}),
+    _controlnet("HunyuanDiT2DControlNetModel", {_ROTARY: Along(0, (H,))}, "attn2"),
+    _controlnet(
+        "QwenImageControlNetModel",
+        {_ROTARY: (Along(0, (H,)), Along(0, (E,))), "encoder_hidden_states_mask": Along(1, (E,))},
+    ),
+    _controlnet("SD3ControlNetModel"),
+    _controlnet(
+        "ZImageControlNetModel",
+        {"freqs_cis": Along(1, ("c",)), "attn_mask": Mask(("c",)), "x": Along(1, ("c",))},
+        # Their blocks refine the noise too, which is whole on every rank.
+        runs_twice=lambda model: model.add_control_noise_refiner == "control_layers",
+    ),
 )
 
 CONTEXT_PLANS = {plan.name: plan for plan in _PLANS}

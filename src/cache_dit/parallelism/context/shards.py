@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,27 @@ from torch import Tensor
 
 from cache_dit.errors import ConfigError, EngineError
 from cache_dit.parallelism.context.exchange import Sizes, gather
+
+
+class Part(Tensor):
+    """One rank's tokens of what a ControlNet adds to its transformer; what is computed from it is one too.
+
+    Attributes:
+        group: The ranks that have the others.
+    """
+
+    group: ClassVar[dist.ProcessGroup]
+
+    def any(self) -> Tensor:  # type: ignore[override]  # over all tokens alone
+        """Whether a rank has a value that is not zero; all have to ask, and get one answer."""
+        found = self.plain().any().float()
+        dist.all_reduce(found, group=self.group)
+        return found.bool()
+
+    def plain(self) -> Tensor:
+        """The same tokens in a plain tensor."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.as_subclass(Tensor)
 
 
 @dataclass(slots=True, eq=False)
@@ -26,40 +47,46 @@ class Shards:
         group: The ranks that share the sequence.
         uneven: Streams may have any number of tokens; else a multiple of the ranks.
         lengths: Tokens of each stream over all ranks, by its name.
+        fronts: Tokens at the beginning of some streams that are cut by themselves; of others 0.
         masked: A mask over all tokens was brought into the order of the ranks.
     """
 
     group: dist.ProcessGroup
     uneven: bool
     lengths: dict[str, int] = field(default_factory=dict)
+    fronts: dict[str, int] = field(default_factory=dict)
     masked: bool = False
     _made: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     _rank: int = field(init=False)
     _ranks: int = field(init=False)
+    _part: type[Part] = field(init=False)
 
     def __post_init__(self) -> None:
         self._rank, self._ranks = dist.get_rank(self.group), dist.get_world_size(self.group)
+        self._part = type("Part", (Part,), {"group": self.group})
 
     def begin(self) -> None:
         """Forget the lengths and arguments of the forward before."""
         self.lengths.clear()
+        self.fronts.clear()
         self._made.clear()
         self.masked = False
 
-    def register(self, name: str, length: int) -> None:
-        """Take in the length of a stream.
+    def register(self, name: str, length: int, front: int = 0) -> None:
+        """Take in the length of a stream, and of what is cut by itself at its beginning.
 
         Raises:
             ConfigError: It cannot be cut.
         """
-        if length < self._ranks:
-            raise ConfigError(f"{name} has {length} tokens, fewer than the {self._ranks} ranks; use fewer.")
-        if length % self._ranks and not self.uneven:
-            raise ConfigError(
-                f"{name} has {length} tokens, which {self._ranks} ranks cannot share evenly; give "
-                "ParallelismConfig(ulysses_anything=True), or another size or padding."
-            )
-        self.lengths[name] = length
+        self.lengths[name], self.fronts[name] = length, front
+        if self._size(front, self._ranks - 1) + self._size(length - front, self._ranks - 1) == 0:
+            raise ConfigError(f"{name} has {length} tokens, too few for {self._ranks} ranks; use fewer.")
+        for piece in self._pieces(name):
+            if piece % self._ranks and not self.uneven:
+                raise ConfigError(
+                    f"{name} has {piece} tokens, which {self._ranks} ranks cannot share evenly; give "
+                    "ParallelismConfig(ulysses_anything=True), or another size or padding."
+                )
 
     def known(self, streams: Sequence[str]) -> Sequence[str]:
         """Those that the list of blocks has: text may have been put in front of the image before."""
@@ -67,7 +94,13 @@ class Shards:
 
     def sizes(self, streams: Sequence[str]) -> Sizes:
         """Tokens on each rank of streams put together."""
-        return [sum(self._size(self.lengths[name], rank) for name in streams) for rank in range(self._ranks)]
+        pieces = [piece for name in streams for piece in self._pieces(name)]
+        return [sum(self._size(piece, rank) for piece in pieces) for rank in range(self._ranks)]
+
+    def counted(self, name: str, *, rest: bool) -> int:
+        """Tokens of this rank in the front of a stream, or in its rest."""
+        front = self.fronts[name]
+        return self._size(self.lengths[name] - front if rest else front, self._rank)
 
     def total(self, streams: Sequence[str]) -> int:
         """Tokens of streams put together, over all ranks."""
@@ -81,10 +114,9 @@ class Shards:
         """
         self._check(tensor, dim, streams)
         parts, start = [], 0
-        for name in streams:
-            length = self.lengths[name]
-            parts.append(self.own(tensor.narrow(dim, start, length), dim))
-            start += length
+        for piece in (piece for name in streams for piece in self._pieces(name)):
+            parts.append(self.own(tensor.narrow(dim, start, piece), dim))
+            start += piece
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
     def own(self, tensor: Tensor, dim: int) -> Tensor:
@@ -96,11 +128,35 @@ class Shards:
     def ordered(self, tensor: Tensor, dim: int, streams: Sequence[str]) -> Tensor:
         """All of such a tensor, in the order of the ranks."""
         self._check(tensor, dim, streams)
-        return tensor if len(streams) == 1 else tensor.index_select(dim, self._order(streams, tensor.device))
+        order = self._order(streams, tensor.device)
+        return tensor if order is None else tensor.index_select(dim, order)
 
     def whole(self, tensor: Tensor, dim: int, stream: str) -> Tensor:
         """A stream of which every rank has its part."""
-        return gather(tensor, dim, self.group, self.sizes([stream]))
+        made, order = (
+            gather(tensor, dim, self.group, self.sizes([stream])),
+            self._order([stream], tensor.device),
+        )
+        return made if order is None else made.index_select(dim, order.argsort())
+
+    def handed_out(self, tensor: Tensor) -> Part:
+        """This rank's part of what a ControlNet returns, known as such."""
+        return tensor.as_subclass(self._part)
+
+    def residual(self, tensor: Tensor) -> Tensor:
+        """This rank's part of what is added to a stream (B, tokens, C), from all of it or from that part.
+
+        Raises:
+            ConfigError: It is the part of another rank.
+        """
+        if not isinstance(tensor, Part):
+            return self.own(tensor, 1) if tensor.ndim == 3 else tensor
+        if tensor.group is not self.group:
+            raise ConfigError(
+                "A ControlNet is spread over other ranks than its transformer; give both to one "
+                "enable_cache, with ParallelismConfig(extra_parallel_modules=['controlnet'])."
+            )
+        return tensor.plain()
 
     def mask(self, mask: Tensor, streams: Sequence[str], *, products: bool) -> Tensor:
         """A mask over all tokens in the order of the ranks, from the one that an attention was given.
@@ -136,6 +192,11 @@ class Shards:
             known = self._made[id(value)] = (value, make(value))
         return known[1]
 
+    def _pieces(self, name: str) -> tuple[int, ...]:
+        """What a stream is cut into before each piece is cut for the ranks."""
+        front = self.fronts[name]
+        return (front, self.lengths[name] - front) if front else (self.lengths[name],)
+
     def _size(self, length: int, rank: int) -> int:
         return length // self._ranks + (rank < length % self._ranks)
 
@@ -147,17 +208,14 @@ class Shards:
                 "covered by the plan of the model. Give another cp_plan."
             )
 
-    def _order(self, streams: Sequence[str], device: torch.device) -> Tensor:
-        starts = [0]
-        for name in streams:
-            starts.append(starts[-1] + self.lengths[name])
-        cuts = [
-            (start, [self._size(self.lengths[name], rank) for rank in range(self._ranks)])
-            for start, name in zip(starts, streams, strict=False)
-        ]
-        runs = [
-            torch.arange(start + sum(sizes[:rank]), start + sum(sizes[: rank + 1]), device=device)
-            for rank in range(self._ranks)
-            for start, sizes in cuts
-        ]
-        return torch.cat(runs)
+    def _order(self, streams: Sequence[str], device: torch.device) -> Tensor | None:
+        """Places of the tokens in the order of the ranks; None where they are in it."""
+        pieces = [piece for name in streams for piece in self._pieces(name)]
+        if len(pieces) == 1:
+            return None
+        shares = torch.arange(sum(pieces), device=device).split(pieces)
+        runs = (self._shares(share) for share in shares)
+        return torch.cat([share for of_rank in zip(*runs, strict=True) for share in of_rank])
+
+    def _shares(self, places: Tensor) -> tuple[Tensor, ...]:
+        return places.split([self._size(len(places), rank) for rank in range(self._ranks)])

@@ -69,8 +69,9 @@ def split(
             streams = _streams(flow, plan)
             arguments = _Arguments(blocks[0], plan, shards)
             ends = (flow, blocks) == lists[-1] and (plan.ends is None or lists is not groups[-1])
+            gathered = None if parts or not ends else _gathered(flow, streams, plan.dim, shards)
             for block in blocks:
-                leave = _gathered(flow, streams, plan.dim, shards) if ends and block is blocks[-1] else None
+                leave = gathered if block is blocks[-1] else None
                 enter = attends.renewed(arguments.entering(streams)) if first else arguments.cut
                 edges[block] = Edge(enter, leave)
                 first = False
@@ -224,7 +225,8 @@ def _share_attention(
 ) -> None:
     for name, module in attention_modules(block):
         if name not in plan.local:
-            attends.inside(module, plan.looks_at.get(name, streams))
+            seen = plan.looks_at.get(name, streams)
+            attends.inside(module, plan.asks.get(name, seen), seen)
 
 
 class _Attending:
@@ -240,21 +242,35 @@ class _Attending:
         self._shared = shared
         self._products = products
         self._made: dict[tuple[type, _Streams, _Streams], type] = {}
+        self._modules: dict[nn.Module, tuple[_Streams, _Streams]] = {}
 
-    def inside(self, module: nn.Module, asking: _Streams, seen: _Streams, undo: contextlib.ExitStack) -> None:
+    def inside(self, module: nn.Module, asking: _Streams, seen: _Streams) -> None:
         """Let the tokens of some streams look at all those of some, in the attention of a module."""
+        self._modules[module] = asking, seen
         caller: Any = caller_of(module)
         kind, thing = type(caller), caller
         if caller is not module:
             # Several modules may share a processor, and look at different streams.
             thing = copy.copy(caller)
             module.processor = thing
-            undo.callback(setattr, module, "processor", caller)
+            self.undo.callback(_put_back, module, thing, caller)
         else:
-            undo.callback(setattr, caller, "__class__", kind)
+            self.undo.callback(setattr, caller, "__class__", kind)
         if (kind, asking, seen) not in self._made:
             self._made[kind, asking, seen] = self._class(kind, asking, seen)
         thing.__class__ = self._made[kind, asking, seen]
+
+    def renewed(self, enter: Enter) -> Enter:
+        """The same, with processors that were set since the last forward taken in first."""
+
+        def again(args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
+            known = set(self._made.values())
+            for module, streams in self._modules.items():
+                if known.isdisjoint(map(type, (module, getattr(module, "processor", None)))):
+                    self.inside(module, *streams)
+            return enter(args, kwargs)
+
+        return again
 
     def _class(self, kind: type, asking: _Streams, seen: _Streams) -> type:
         coming: list[Arriving] = []

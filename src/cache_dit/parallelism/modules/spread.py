@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 
+from cache_dit.caching.attach.override import spread as spread_models
+from cache_dit.caching.models.rows import row_of
 from cache_dit.errors import ConfigError, nearest
 from cache_dit.parallelism.mesh import Sharing
 from cache_dit.parallelism.modules.layers import shard_layers
 from cache_dit.parallelism.modules.tiles import share_tiles
-from cache_dit.parallelism.tensor import TENSOR_PLANS, divide
 
 
 def spread(entries: Sequence[Any], pipe: object, sharing: Sharing, undo: contextlib.ExitStack) -> None:
     """Spread modules around the transformer over the ranks that share a sample.
 
-    A VAE has its tiles shared out, a ControlNet is divided as a transformer over `tp_size`, and of everything
-    else, such as text encoders, every rank keeps a share of each layer's weights.
+    A VAE has its tiles shared out, a ControlNet is spread as its transformer, to which it returns parts, and
+    of everything else, such as text encoders, every rank keeps a share of each layer's weights.
 
     Args:
         entries: Modules, or names of the pipeline's components.
@@ -33,18 +35,21 @@ def spread(entries: Sequence[Any], pipe: object, sharing: Sharing, undo: context
     """
     for name, module in _named(entries, pipe):
         if dist.get_world_size(sharing.group) > 1:
-            undo.callback(_spread(name, module, sharing))
+            # What only holds several ControlNets.
+            for member in getattr(module, "nets", (module,)):
+                undo.callback(_spread(name, member, sharing))
 
 
 def _spread(name: str, module: Any, sharing: Sharing) -> Callable[[], None]:
-    known = {plan.name for plan in TENSOR_PLANS}
-    if any(base.__name__ in known for base in type(module).__mro__):
-        if sharing.mesh is None or sharing.config.tp_size == 1:
+    row = row_of(type(module))
+    if row is not None:
+        if sharing.mesh is None:
             raise ConfigError(
-                f"extra_parallel_modules names {name}, a {type(module).__name__}, which is divided by "
-                "tp_size, but that is 1; give tp_size, or call enable_cache on it, with ulysses_size."
+                f"extra_parallel_modules names {name}, a {type(module).__name__}, which is spread over "
+                "ulysses_size, ring_size and tp_size, but none of them is given; give one, or leave it out."
             )
-        return divide(module, sharing.part("tp"))
+        own = replace(sharing.config, cp_plan=None, tp_plan=None, extra_parallel_modules=())
+        return spread_models(own, [module], None)
     if hasattr(module, "decoder") and hasattr(module, "decode"):
         return share_tiles(module, sharing.group)
     return shard_layers(module, sharing.group)
