@@ -177,6 +177,35 @@ def test_figures_of_the_text_are_those_of_the_table() -> None:
         assert abs(len(lost) / len(values) - share) < 0.1
 
 
+def test_the_table_of_the_readme_is_that_of_the_results() -> None:
+    results = (ROOT / "bench" / "results" / "compare.md").read_text(encoding="utf-8")
+    table = results.split("### 28 steps, no guidance\n")[1].split("\n###")[0]
+    rows = {
+        name: (by, cells[0], *cells[2:])
+        for name, by, *cells in re.findall(r"^\| (.+?) \| (\S+) \|" + r" (.+?) \|" * 4, table, re.MULTILINE)
+    }
+    told = (
+        PAGES["README.md"].split("\n| | 1/2 | 1/3 | 1/4 |\n| --- | --- | --- | --- |\n")[1].split("\n\n")[0]
+    )
+    found = {line.split(" | ")[0]: tuple(line.strip("| ").split(" | ")[1:]) for line in told.splitlines()}
+    theirs = [cells for by, *cells in rows.values() if by == "diffusers"]
+    best = tuple(
+        max(
+            (cells[share] for cells in theirs if cells[share] != "-"), key=lambda cell: float(cell.split()[0])
+        )
+        for share in range(3)
+    )
+    names = (
+        "Trajectory, measured",
+        "Trajectory",
+        "DBCache estimate, warm-up 4",
+        None,
+        "fewer steps",
+        "DBCache reuse, warm-up 4",
+    )
+    assert list(found.values()) == [best if name is None else rows[name][1:] for name in names]
+
+
 # --- the site ---
 
 
