@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from tiny.models import FLUX, TINY_MODELS
 from tiny.pipelines import FLUX_TRUE_CFG
 from tiny.runs import Denoising, decisions
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import cache_dit
-from cache_dit import DBCacheConfig
+from cache_dit import DBCacheConfig, IntervalConfig, Place
 from cache_dit.attention import attn_backends, set_attn_backend
+from cache_dit.attention.backends import _default_kept
 from cache_dit.errors import ConfigError, UnsupportedModelError
 
 CONFIG = DBCacheConfig(
@@ -35,6 +37,14 @@ def _default_backend() -> Iterator[None]:
 def backends_of(model: nn.Module) -> set[Any]:
     processors = (getattr(module, "processor", None) for module in model.modules())
     return {one._attention_backend for one in processors if hasattr(one, "_attention_backend")}
+
+
+class Doubled(FluxAttnProcessor):
+    """Twice what attention is."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        made = super().__call__(*args, **kwargs)
+        return tuple(2 * one for one in made) if isinstance(made, tuple) else 2 * made
 
 
 def run(model: nn.Module) -> Tensor:
@@ -95,6 +105,24 @@ def test_pipeline() -> None:
     set_attn_backend(pipe, "_native_math")
     assert backends_of(pipe.transformer) == {AttentionBackendName._NATIVE_MATH}
     torch.testing.assert_close(tiny.call(pipe, 0, 2), reference, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("place", [Place.MIDDLE, Place.ATTENTION, Place.SUBMODULES], ids=str)
+def test_processors_and_backends_of_diffusers_may_come_later(place: Place) -> None:
+    config = IntervalConfig(interval=2, place=place)
+    first, later = FLUX.build(), cache_dit.enable_cache(FLUX.build(), config)
+    for model in (first, later):
+        model.set_attn_processor(Doubled())
+        with set_attn_backend(model, "_native_math"):
+            # Those of the `with` are put back where they are, whatever took their place.
+            model.set_attn_processor(Doubled())
+        with _default_kept():
+            model.set_attention_backend("_native_math")
+        assert backends_of(model) == {AttentionBackendName._NATIVE_MATH}
+    wanted = run(cache_dit.enable_cache(first, config))
+    assert torch.equal(run(later), wanted)
+    assert "S" in decisions(later)
+    assert not torch.allclose(run(cache_dit.enable_cache(FLUX.build(), config)), wanted, atol=1e-3)
 
 
 def test_names_are_those_of_diffusers() -> None:
