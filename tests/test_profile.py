@@ -35,7 +35,7 @@ def profile(preset: cache_dit.Preset, **changed: Any) -> Profile:
         "predicted": {Measure.PSNR: FIGURE},
         "measured": {Measure.PSNR: FIGURE, Measure.FLOPS: dataclasses.replace(FIGURE, mean=0.5)},
         "tried": (("trajectory 0.5", {Measure.PSNR: 46.5, Measure.FLOPS: 0.5}),),
-        "versions": {"cache_dit": "0.1.0"},
+        "versions": {"cache_dit": "1.0.0"},
     }
     return Profile(**{**content, **changed})
 
