@@ -403,7 +403,7 @@ each_calibrator = pytest.mark.parametrize(
 def kept_tensors(model: nn.Module, request: Request) -> Iterator[Tensor]:
     state = request.states[attachments_of(model)[0].session]
     for branch in state.branches.values():
-        for segment in branch:
+        for segment in branch.segments:
             yield from (leaf for leaf in tree_leaves(segment.tensors()) if isinstance(leaf, Tensor))
 
 

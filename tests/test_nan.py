@@ -101,8 +101,8 @@ def run(
             if by_hand and at is not None and step == at + 1:
                 kept = request.states[attached.session]
                 (branch,) = kept.branches.values()
-                restart_what_is_odd(branch)
-                kept.estimations.clear()
+                restart_what_is_odd(branch.segments)
+                branch.estimations.clear()
             if step == at and spoil is not None:
                 with spoil():
                     model(**given, return_dict=False)

@@ -33,7 +33,8 @@ from cache_dit import (
 )
 from cache_dit.caching.engine.flow import FlowCheck
 from cache_dit.caching.engine.requests import current_request
-from cache_dit.caching.engine.session import RunState, Session
+from cache_dit.caching.engine.run import RunState
+from cache_dit.caching.engine.session import Session
 from cache_dit.errors import ConfigError
 
 BASE = DBCacheConfig(
@@ -83,7 +84,7 @@ def kept_bytes(request: Request) -> int:
         segment.tensors()
         for state in request.states.values()
         for branch in state.branches.values()
-        for segment in branch
+        for segment in branch.segments
     ]
     return sum(leaf.nbytes for leaf in tree_leaves(segments) if isinstance(leaf, Tensor))
 

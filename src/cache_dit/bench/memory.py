@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from cache_dit.api import attachments_of, disable_cache, enable_cache
-from cache_dit.caching.engine.forward import first_tensor, tensors_of
 from cache_dit.caching.engine.plan import COND, UNCOND, Plan, Segment
+from cache_dit.caching.engine.ports import Call
 from cache_dit.caching.engine.state import SegmentState
 from cache_dit.caching.maths.gate import Probe, Reason, Signal, Verdict
 from cache_dit.caching.maths.moment import Moment
@@ -73,7 +73,7 @@ def state_size(
     disable_cache(model)
     with torch.no_grad():
         calls, output = _watched(model, plan, inputs)
-        latent = first_tensor((), dict(inputs))
+        latent = next((value for value in inputs.values() if isinstance(value, Tensor)), None)
         names = (COND, UNCOND) if branches == 2 else (COND,) * branches
         kept = sum(
             _filled(segment, calls[id(segment)], latent)
@@ -99,9 +99,8 @@ def _watched(model: nn.Module, plan: Plan, inputs: Mapping[str, Any]) -> tuple[d
     entries: defaultdict[int, list[tuple[Any, ...]]] = defaultdict(list)
     calls: defaultdict[int, _Calls] = defaultdict(list)
 
-    def enter(segment: Segment, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        read = tensors_of if segment.opaque else segment.ports.read
-        entries[id(segment)].append(read(args, kwargs))
+    def enter(segment: Segment, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entries[id(segment)].append(segment.entry(Call(type(block).__call__, block, args, kwargs)))
 
     def leave(segment: Segment, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         calls[id(segment)].append((entries[id(segment)].pop(), output))

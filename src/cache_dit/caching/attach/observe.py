@@ -20,7 +20,7 @@ from cache_dit.caching.attach.declared import Lists, Setting, parameters_of
 from cache_dit.caching.config import CalibratorConfig, DBCacheConfig
 from cache_dit.caching.engine.forward import Frame, current_frame
 from cache_dit.caching.engine.plan import Slot
-from cache_dit.caching.engine.ports import Arguments, Keywords
+from cache_dit.caching.engine.ports import Arguments, Call, Keywords
 from cache_dit.caching.engine.requests import Request
 from cache_dit.caching.forward_pattern import HIDDEN
 from cache_dit.caching.models.row import LISTS, BlockList
@@ -195,21 +195,21 @@ class _Watch:
         self._outputs: list[tuple[ref[Any] | None, ...]] = []
         self._kept: set[int] = set()
 
-    def visit(self, slot: Slot, call: Callable[..., Any], block: nn.Module, args: Any, kwargs: Any) -> Any:
+    def visit(self, slot: Slot, call: Call) -> Any:
         """Call one block."""
         self._trace.append(self)
         if self._count >= len(self.members):
             self._rule_out("they run more than once in a forward")
         elif slot.index != self._count:
             self._rule_out(f"block {slot.index} ran where block {self._count} was expected")
-        received = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        received = {name: value for name, value in received.items() if name in self._names}
+        named = call.named(self._names)
+        received = {name: value for name, value in named.items() if name in self._names}
         self._compare(received)
         self._received, self._count = received, self._count + 1
         # The second block: some models give the first one no residual yet.
         streams = received if slot.index == 1 else {}
         before = {name: value.clone() for name, value in streams.items() if _is_stream(value)}
-        output = call(block, *args, **kwargs)
+        output = call.run()
         self._written |= {
             name
             for name, value in before.items()

@@ -22,6 +22,7 @@ from cache_dit.caching.attach.distribution import Distribution, Edge, Installed,
 from cache_dit.caching.attach.observe import observe
 from cache_dit.caching.config import Place
 from cache_dit.caching.engine.forward import current_frame
+from cache_dit.caching.engine.ports import Call
 from cache_dit.caching.engine.requests import Request, branch_name, current_request
 from cache_dit.errors import CacheDiTError, ConfigError, PatternError, UnsupportedModelError
 
@@ -210,7 +211,7 @@ def _block_class(plain: Any) -> type:
                         return slot.echo(args, kwargs)
                     if run.computing:
                         return call(self, *args, **kwargs)
-                return run.visit(slot, call, self, args, kwargs)
+                return run.visit(slot, Call(call, self, args, kwargs))
         return call(self, *args, **kwargs)
 
     return _subclass(plain, __call__=__call__)

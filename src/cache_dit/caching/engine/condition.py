@@ -12,7 +12,7 @@ from weakref import ref
 
 from torch import Tensor, nn
 
-from cache_dit.caching.engine.ports import Arguments, Keywords, Port
+from cache_dit.caching.engine.ports import Call, Port
 
 _DIGITS = 9
 """diffusers scales LoRAs up and down again around a forward, which leaves an error of rounding."""
@@ -28,24 +28,23 @@ class Watch:
         self._scaled: list[ref[nn.Module]] = []
         self._version = 0
 
-    def condition(
-        self, model: nn.Module, controls: Sequence[Port], args: Arguments, kwargs: Keywords
-    ) -> Hashable:
+    def condition(self, call: Call, controls: Sequence[Port]) -> Hashable:
         """The arguments that are given, which control inputs are not zero, and the adapters' scales.
 
         Outside of their window diffusers multiplies a ControlNet's outputs by zero, so they are read: one
         wait for the device, in forwards with control inputs only.
         """
         given, scales, prompted = [], [], False
-        for name, value in kwargs.items():
+        for name, value in call.kwargs.items():
             if value is not None:
                 given.append(name)
                 # Attention arguments, with a scale for all LoRAs and with the images of IP-Adapters.
                 if type(value) is dict:
                     scales.append(value.get("scale"))
                     prompted = prompted or any([str(key).startswith("ip_") for key in value])
-        active = tuple([_acts(port.read(args, kwargs)) for port in controls]) if controls else ()
-        return (len(args), frozenset(given), active, *scales, prompted, self._adapted(model, prompted))
+        active = tuple([_acts(port.read(call.args, call.kwargs)) for port in controls]) if controls else ()
+        adapted = self._adapted(call.model, prompted)
+        return (len(call.args), frozenset(given), active, *scales, prompted, adapted)
 
     def _adapted(self, model: nn.Module, prompted: bool) -> Hashable:
         configs = vars(model).get("peft_config")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from cache_dit.caching.engine.plan import Segment
-from cache_dit.caching.engine.ports import Arguments, Keywords
+from cache_dit.caching.engine.ports import Call
 from cache_dit.caching.forward_pattern import ENCODER, HIDDEN, matching
 from cache_dit.errors import PatternError
 
@@ -20,7 +20,7 @@ class FlowCheck:
         self._previous: tuple[Any, ...] = ()
         self._entered: list[tuple[str, Tensor, int]] = []
 
-    def before(self, args: Arguments, kwargs: Keywords) -> None:
+    def before(self, call: Call) -> None:
         """Compare what the previous block returned with what this block receives, and mark that.
 
         Nothing is concluded about an output that reaches no argument as the same object.
@@ -30,16 +30,16 @@ class FlowCheck:
         """
         self._entered = []
         for port in filter(None, self._segment.ports.slots):
-            value = port.read(args, kwargs)
+            value = port.read(call.args, call.kwargs)
             # Under inference_mode writes are not counted.
             if isinstance(value, Tensor) and not value.is_inference():
                 self._entered.append((port.name, value, value._version))
         if self._previous:
-            self._compare(args, kwargs)
+            self._compare(call)
 
-    def _compare(self, args: Arguments, kwargs: Keywords) -> None:
+    def _compare(self, call: Call) -> None:
         names = self._segment.parameters
-        received = {**dict(zip(names, args, strict=False)), **kwargs}
+        received = call.named(names)
         declared = [None if port is None else port.name for port in self._segment.ports.slots]
         shown: dict[int, str] = {}
         for slot, output in enumerate(self._previous):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from cache_dit.caching.engine.flow import FlowCheck
 from cache_dit.caching.engine.plan import Segment, Slot
-from cache_dit.caching.engine.ports import Arguments, Keywords
+from cache_dit.caching.engine.ports import Call
 from cache_dit.caching.engine.state import SegmentState, detached
 from cache_dit.caching.engine.tokens import is_tokenwise, on_tokens
 from cache_dit.caching.maths.change import relative_l1
@@ -21,8 +20,6 @@ from cache_dit.caching.maths.gate import Probe, Reason, Signal, Verdict
 from cache_dit.caching.maths.moment import Moment
 from cache_dit.caching.maths.tokens import Tokens, put_rows
 from cache_dit.errors import EngineError
-
-BlockCall = Callable[..., Any]
 
 
 class _Phase(Enum):
@@ -90,12 +87,12 @@ class SegmentRun:
         needed = self.flow is not None or self.observes or self.keeps_signal
         return known is not None and not known.skip and not needed
 
-    def visit(self, slot: Slot, call: BlockCall, block: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
-        """Run, skip or deliver at one block; `call` is the block's own `__call__`."""
+    def visit(self, slot: Slot, call: Call) -> Any:
+        """Run, skip or deliver at one block."""
         if self.flow is None:
-            return self._visit(slot, call, block, args, kwargs)
-        self.flow.before(args, kwargs)
-        output = self._visit(slot, call, block, args, kwargs)
+            return self._visit(slot, call)
+        self.flow.before(call)
+        output = self._visit(slot, call)
         self.flow.after(output)
         return output
 
@@ -110,9 +107,9 @@ class SegmentRun:
         self._state.forget()
         return self._phase is not _Phase.SKIPPING
 
-    def enters(self, block: nn.Module, args: Arguments, kwargs: Keywords) -> bool:
+    def enters(self, call: Call) -> bool:
         """Decide ahead of the visit, where the segment is one module; whether that has to be computed."""
-        self._enter(block, args, kwargs)
+        self._enter(call)
         return not self.skipping
 
     def rewind(self) -> None:
@@ -127,25 +124,25 @@ class SegmentRun:
             self._advance(self.verdict, None)
         return self.verdict
 
-    def _visit(self, slot: Slot, call: BlockCall, block: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
+    def _visit(self, slot: Slot, call: Call) -> Any:
         segment = self.segment
         if not segment.start <= slot.index < segment.stop:
-            return self._watch(slot.index, call, block, args, kwargs)
+            return self._watch(slot.index, call)
         if self._phase is _Phase.CLOSED and segment.opaque:
             self._values, self._phase = self._values.further(), _Phase.WAITING
         if self._phase is _Phase.WAITING:
-            self._enter(block, args, kwargs)
+            self._enter(call)
         last = slot.index == segment.stop - 1
         if self._phase is _Phase.SKIPPING:
             if segment.tokens is not None:
-                self._refresh(segment.tokens, call, block, args, kwargs)
-            return self._skip(slot.index, last, args, kwargs)
+                self._refresh(segment.tokens, call)
+            return self._skip(slot.index, last, call)
         if self._phase is _Phase.CLOSED:
             raise EngineError(
                 f"{segment.label}: block {slot.index} ran again after the end of the list, in one forward; "
                 "caching needs lists that run once. Disable the cache for this model."
             )
-        output = call(block, *args, **kwargs)
+        output = call.run()
         if self.observes and segment.sided:
             self._state.keep_sides(slot.index, output)
         if last:
@@ -154,14 +151,12 @@ class SegmentRun:
                     self._learn(output)
                 self._values.observe(self._at, self._entry, output)
                 if segment.tokens is not None and self._values.tokenwise is None:
-                    self._values.tokenwise = segment.blank or is_tokenwise(call, block, args, kwargs, output)
+                    self._values.tokenwise = segment.blank or is_tokenwise(call, output)
                 self._state.grown |= self._values.grown
             self._phase, self.computing, self._entry = _Phase.CLOSED, False, ()
         return output
 
-    def _refresh(
-        self, tokens: Tokens, call: BlockCall, block: nn.Module, args: Arguments, kwargs: Keywords
-    ) -> None:
+    def _refresh(self, tokens: Tokens, call: Call) -> None:
         """Compute some tokens of a skipped module after all."""
         values, frame, result = self._values, current_frame.get(), self._result[0]
         if not values.tokenwise or frame is None:
@@ -170,24 +165,24 @@ class SegmentRun:
         shape = result.shape[:2]
         if shape not in frame.chosen:
             # What is blank has nothing to show, so what enters it does.
-            seen = tensors_of(args, kwargs)[0] if self.segment.blank else result
+            seen = call.tensors()[0] if self.segment.blank else result
             frame.chosen[shape], values.ages = tokens.choose(values.ages, seen, self._at.step)
         index = frame.chosen[shape]
         if index is None:
             return
-        rows = detached(on_tokens(call, block, args, kwargs, shape, index))
+        rows = detached(on_tokens(call, shape, index))
         values.patch(index, rows, self._at.reduce)
         whole = result.new_zeros(result.shape) if self.segment.blank else result
         self._result, self.share = (put_rows(whole, index, rows),), index.shape[1] / shape[1]
 
-    def _watch(self, index: int, call: BlockCall, block: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
+    def _watch(self, index: int, call: Call) -> Any:
         """A block outside of the segment, which runs whatever is decided."""
         ports = self.segment.ports
         if index == 0 and self._measures():
-            self._head = ports.read(args, kwargs)[ports.main]
-        output = call(block, *args, **kwargs)
+            self._head = self._state.main(ports.read(call))
+        output = call.run()
         if index == self.segment.stop and self.segment.verifies and self.verdict is not None:
-            entry, values = ports.read(args, kwargs), ports.unpack(output)
+            entry, values = ports.read(call), ports.unpack(output)
             if values is not None:
                 self._check(detached(self._state.main(values)) - detached(self._state.main(entry)))
         return output
@@ -228,14 +223,13 @@ class SegmentRun:
             return False
         return self._known is None or (not self._known.skip and self.keeps_signal)
 
-    def _enter(self, block: nn.Module, args: Arguments, kwargs: Keywords) -> None:
+    def _enter(self, call: Call) -> None:
         values, known = self._values, self.verdict
-        entry = tensors_of(args, kwargs) if self.segment.opaque else self.segment.ports.read(args, kwargs)
-        entry = entry if self.guide is None else self.guide
+        entry = self.segment.entry(call) if self.guide is None else self.guide
         if values.recover():
             self._known = Verdict(False, Reason.NOT_FINITE)
         fits = values.fits(entry)
-        signal = self._signal(block, entry, args, kwargs) if known is None and self._measures() else None
+        signal = self._signal(entry, call) if known is None and self._measures() else None
         if signal is not None or self._leader is not None:
             self._at = self._at._replace(signal=signal if self._leader is None else self._leader._at.signal)
         # One decision for all calls of a module in a forward.
@@ -256,16 +250,14 @@ class SegmentRun:
         if self.segment.policy is not None:
             self._state.gate = self.segment.policy.advance(self._state.gate, self._at, verdict, signal)
 
-    def _signal(self, block: nn.Module, entry: tuple[Any, ...], args: Arguments, kwargs: Keywords) -> Any:
+    def _signal(self, entry: tuple[Any, ...], call: Call) -> Any:
         """What the gate looks at, or None where it cannot be had in this forward."""
         segment, kind = self.segment, self.segment.signal
         if kind is Signal.LATENT:
             return None if self.latent is None else detached(self.latent)
         if kind is Signal.MODULATED:
             assert segment.modulate is not None  # else planning has refused
-            return detached(
-                segment.modulate(block, {**dict(zip(segment.parameters, args, strict=False)), **kwargs})
-            )
+            return detached(segment.modulate(call.model, call.named(segment.parameters)))
         tail = self._state.main(entry)
         tail = tail[-1] if segment.stacked else tail
         if kind is Signal.ENTRY:
@@ -293,21 +285,11 @@ class SegmentRun:
         verdict = None if change is None else policy.decide(state, self._at, change)
         return verdict or Verdict(False, Reason.NO_HISTORY)
 
-    def _skip(self, index: int, last: bool, args: Arguments, kwargs: Keywords) -> Any:
-        values = self._result if last else self.segment.ports.read(args, kwargs)
+    def _skip(self, index: int, last: bool, call: Call) -> Any:
+        values = self._result if last else self.segment.ports.read(call)
         if last:
             self._phase, self.skipping, self._result = _Phase.CLOSED, False, ()
         return self._values.pack(index, values)
-
-
-def first_tensor(args: Arguments, kwargs: Keywords) -> Tensor | None:
-    """The first argument of a call that is a tensor."""
-    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-
-
-def tensors_of(args: Arguments, kwargs: Keywords) -> tuple[Tensor, ...]:
-    """The arguments of a call that are tensors."""
-    return tuple([value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)])
 
 
 @dataclass(slots=True)

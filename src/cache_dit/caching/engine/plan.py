@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cache_dit.caching.engine.ports import Echo, Port, Ports
+from cache_dit.caching.engine.ports import Call, Echo, Port, Ports
 from cache_dit.caching.maths.forecaster import Forecaster
 from cache_dit.caching.maths.gate import Policy, Signal
 from cache_dit.caching.maths.tokens import Tokens
@@ -76,6 +76,10 @@ class Segment:
     def label(self) -> str:
         """The paths, for messages."""
         return " + ".join(self.paths)
+
+    def entry(self, call: Call) -> tuple[Any, ...]:
+        """What enters in a call: one entry a slot, or every tensor where the block is opaque."""
+        return call.tensors() if self.opaque else self.ports.read(call)
 
     @cached_property
     def signal(self) -> Signal:
@@ -215,6 +219,22 @@ class Plan:
                 f"{self.tuned_steps} steps, or tune again.",
                 stacklevel=2,
             )
+
+    def label(self, branch: str | int) -> str:
+        """The name of a branch that has one, or what tells it from the others."""
+        if isinstance(branch, str):
+            return branch
+        if self.calls_per_step == 2:
+            return UNCOND if (branch == 0) == self.first_is_uncond else COND
+        return "" if branch == 0 else f"call {branch}"
+
+    def local_step(self, step: int) -> tuple[int, bool]:
+        """Step since the last forced refresh, and whether this step is one."""
+        hint = self.refresh_step
+        if hint is None or step < hint:
+            return step, False
+        local = step % hint if self.refresh_repeats else step - hint
+        return local, local == 0
 
     def segments_of(self, branch: str) -> tuple[Segment, ...]:
         """The segments that a branch has."""

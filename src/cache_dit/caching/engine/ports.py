@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 Echo = Callable[[Arguments, Keywords], Any]
+
+
+class Call(NamedTuple):
+    """A call of a module: its class's own `__call__`, the module, and what it is given."""
+
+    function: Callable[..., Any]
+    model: nn.Module
+    args: Arguments
+    kwargs: Keywords
+
+    def run(self) -> Any:
+        """What the call returns."""
+        return self.function(self.model, *self.args, **self.kwargs)
+
+    def named(self, parameters: Sequence[str]) -> Keywords:
+        """Every argument by its name; `parameters` are the names in order."""
+        return {**dict(zip(parameters, self.args, strict=False)), **self.kwargs}
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The arguments that are tensors."""
+        return tuple([value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +60,9 @@ class Ports:
     bare: bool
     main: int
 
-    def read(self, args: Arguments, kwargs: Keywords) -> tuple[Any, ...]:
+    def read(self, call: Call) -> tuple[Any, ...]:
         """What enters in a call, one entry a slot, None for a side output."""
-        return tuple(None if port is None else port.read(args, kwargs) for port in self.slots)
+        return tuple(None if port is None else port.read(call.args, call.kwargs) for port in self.slots)
 
     def pack(self, values: tuple[Any, ...]) -> Any:
         """The output of a block from one value a slot."""
@@ -62,7 +85,7 @@ class Ports:
             return _echo_one(ports[0])
         if len(ports) == len(self.slots) == 2:
             return _echo_two(ports[0], ports[1])
-        return lambda args, kwargs: self.pack(self.read(args, kwargs))
+        return lambda args, kwargs: self.pack(tuple(port.read(args, kwargs) for port in ports))
 
 
 def _echo_one(port: Port) -> Echo:

@@ -6,29 +6,29 @@ and what its neighbours do decides only how many rows the transformer gets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from cache_dit.caching.engine.forward import SegmentRun, first_tensor
+from cache_dit.caching.engine.forward import SegmentRun
 from cache_dit.caching.engine.plan import Slot
-from cache_dit.caching.engine.ports import Arguments, Keywords
+from cache_dit.caching.engine.ports import Call
 from cache_dit.errors import EngineError
 
 _SHARED = ("ids", "rotary_emb")
 """Ends of names of arguments that a batch shares where they have two dimensions, tokens and coordinates."""
 
 
-def batch_of(args: Arguments, kwargs: Keywords) -> int:
+def batch_of(call: Call) -> int:
     """Samples in a forward.
 
     Raises:
         EngineError: The forward has no tensor to tell.
     """
-    first = first_tensor(args, kwargs)
+    first = next(iter(call.tensors()), None)
     if first is None or not first.ndim:
         raise EngineError(
             "per_sample is True, but no argument of the forward is a tensor with a first dimension of "
@@ -37,49 +37,39 @@ def batch_of(args: Arguments, kwargs: Keywords) -> int:
     return first.shape[0]
 
 
-def call_samples(
-    runs: Sequence[SegmentRun],
-    slot: Slot,
-    call: Callable[..., Any],
-    model: nn.Module,
-    parameters: Sequence[str],
-    args: Arguments,
-    kwargs: Keywords,
-) -> Any:
+def call_samples(runs: Sequence[SegmentRun], slot: Slot, call: Call, parameters: Sequence[str]) -> Any:
     """The output of one forward of the whole transformer, with one run for each sample.
 
     Args:
         runs: In the order of the samples.
         slot: The transformer's.
-        call: Its own `__call__`.
-        model: The transformer.
+        call: That of the transformer with the whole batch.
         parameters: Names of the arguments of its forward, in order.
-        args: Of the forward.
-        kwargs: Of the forward.
 
     Raises:
         EngineError: The output has not as many rows as were computed.
     """
-    names, count = (*parameters[: len(args)], *kwargs), len(runs)
+    count = len(runs)
 
-    def given(places: Sequence[int]) -> tuple[Arguments, Keywords]:
-        values = [
-            _rows(value, count, places, shared=name.endswith(_SHARED))
-            for name, value in zip(names, (*args, *kwargs.values()), strict=True)
-        ]
-        return tuple(values[: len(args)]), dict(zip(kwargs, values[len(args) :], strict=True))
+    def of(places: Sequence[int]) -> Call:
+        def rows(name: str, value: Any) -> Any:
+            return _rows(value, count, places, shared=name.endswith(_SHARED))
 
-    inputs = [given([place]) for place in range(count)]
-    going = [place for place, run in enumerate(runs) if run.enters(model, *inputs[place])]
+        args = tuple(map(rows, parameters, call.args))
+        return call._replace(
+            args=args, kwargs={name: rows(name, value) for name, value in call.kwargs.items()}
+        )
+
+    single = [of([place]) for place in range(count)]
+    going = [place for place, run in enumerate(runs) if run.enters(single[place])]
     made: dict[int, Any] = {}
     if going:
-        subset, named = given(going)
-        made = dict(zip(going, split(call(model, *subset, **named), len(going)), strict=True))
+        made = dict(zip(going, split(of(going).run(), len(going)), strict=True))
 
     def delivered(place: int) -> Any:
-        return runs[place].visit(slot, lambda *_, **__: made[place], model, *inputs[place])
+        return runs[place].visit(slot, single[place]._replace(function=lambda *_, **__: made[place]))
 
-    return joined([delivered(place) for place in range(count)])
+    return joined(list(map(delivered, range(count))))
 
 
 def split(output: Any, count: int) -> list[Any]:
