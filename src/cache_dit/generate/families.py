@@ -25,6 +25,7 @@ class Family:
         frames: Of a video. 1 (default): it makes pictures.
         fps: Frames a second of the saved video. Default 16.
         cfg_name: The argument of the pipeline that `cfg` is given as. Default "guidance_scale".
+        frames_name: The same of the number of frames. Default "num_frames".
         negative: Whether a negative prompt does something. Default True.
         image: Whether an input picture is needed. Default False.
         multiple: Height and width are multiples of it, in pixels. Default 16.
@@ -43,6 +44,7 @@ class Family:
     frames: int = 1
     fps: int = 16
     cfg_name: str = "guidance_scale"
+    frames_name: str = "num_frames"
     negative: bool = True
     image: bool = False
     multiple: int = 16
@@ -105,6 +107,7 @@ FAMILIES: tuple[Family, ...] = (
     _flux("flux2_klein", "FLUX.2-klein-4B", 4, 1.0, "Flux2Klein"),
     _flux("flux2_klein_base", "FLUX.2-klein-base-4B", 50, 4.0, "Flux2Klein"),
     _qwen("qwen_image", "Qwen-Image", "QwenImage"),
+    _qwen("qwen_image_2.1", "Qwen-Image-2.1", "QwenImage21", 40),
     _qwen("qwen_image_edit", "Qwen-Image-Edit", "QwenImageEdit", image=True),
     _qwen("qwen_image_edit_plus", "Qwen-Image-Edit-2509", "QwenImageEditPlus", 40, image=True),
     _wan("wan", "Wan2.1-T2V-1.3B-Diffusers"),
@@ -234,6 +237,72 @@ FAMILIES: tuple[Family, ...] = (
         "glm_image", "zai-org/GLM-Image", "GlmImagePipeline", 1024, 1024, 50, 1.5, negative=False, multiple=32
     ),
     Family("bria", "briaai/BRIA-3.2", "BriaPipeline", 1024, 1024, 30, 5.0),
+    Family("bria_fibo2", "briaai/Fibo-2.0-dev", "BriaFibo2Pipeline", 1024, 1024, 30, 5.0),
+    Family("prx", "Photoroom/prx-512-t2i-sft", "PRXPipeline", 512, 512, 28, 5.0),
+    Family("nucleus", "NucleusAI/NucleusMoE-Image", "NucleusMoEImagePipeline", 1024, 1024, 50, 4.0),
+    Family("omnigen", "Shitao/OmniGen-v1-diffusers", "OmniGenPipeline", 1024, 1024, 50, 2.5, negative=False),
+    Family("ideogram4", "ideogram-ai/ideogram-v4", "Ideogram4Pipeline", 2048, 2048, 48, None, negative=False),
+    Family("lumina", "Alpha-VLLM/Lumina-Next-SFT-diffusers", "LuminaPipeline", 1024, 1024, 30, 4.0),
+    Family(
+        "cosmos2_image",
+        "nvidia/Cosmos-Predict2-2B-Text2Image",
+        "Cosmos2TextToImagePipeline",
+        768,
+        1360,
+        35,
+        7.0,
+    ),
+    Family(
+        "cosmos",
+        "nvidia/Cosmos-1.0-Diffusion-7B-Text2World",
+        "CosmosTextToWorldPipeline",
+        704,
+        1280,
+        36,
+        7.0,
+        121,
+        30,
+    ),
+    Family(
+        "sana_video",
+        "Efficient-Large-Model/SANA-Video_2B_480p_diffusers",
+        "SanaVideoPipeline",
+        480,
+        832,
+        50,
+        6.0,
+        81,
+        frames_name="frames",
+        multiple=32,
+        vae_float32=True,
+    ),
+    Family(
+        "motif_video",
+        "Motif-Technologies/Motif-Video-2B",
+        "MotifVideoPipeline",
+        736,
+        1280,
+        50,
+        None,
+        121,
+        24,
+    ),
+    Family(
+        "helios",
+        "BestWishYsh/Helios-Base",
+        "HeliosPipeline",
+        384,
+        640,
+        50,
+        5.0,
+        132,
+        24,
+        vae_float32=True,
+    ),
+    Family("anyflow", "nvidia/AnyFlow-Wan2.1-T2V-14B-Diffusers", "AnyFlowPipeline", 480, 832, 4, 1.0, 33, 16),
+    Family(
+        "latte", "maxin-cn/Latte-1", "LattePipeline", 512, 512, 50, 7.5, 16, 8, frames_name="video_length"
+    ),
 )
 """Every family; a new one is a row."""
 

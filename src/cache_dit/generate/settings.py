@@ -121,7 +121,7 @@ class Drawing:
             # These guide only where there is a negative prompt, be it a blank one.
             given["negative_prompt"] = " " if self.negative_prompt is None else self.negative_prompt
         if family.video:
-            given["num_frames"] = self.frames
+            given[family.frames_name] = self.frames
         return given
 
 
