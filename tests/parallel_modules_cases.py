@@ -243,7 +243,7 @@ def refused() -> dict[str, str]:
     mochi = SimpleNamespace(decoder=1, decode=1, use_tiling=True)
     found = {}
 
-    def ask(name: str, entry: Any, **sizes: int) -> None:
+    def ask(name: str, entry: Any, **sizes: Any) -> None:
         try:
             with contextlib.ExitStack() as undo:
                 sharing = share(
@@ -257,7 +257,7 @@ def refused() -> dict[str, str]:
     ask("no such component", "vea")
     ask("no layers", "text_encoder")
     ask("tiling off", off)
-    ask("controlnet without tp_size", "controlnet", ulysses_size=2)
+    ask("controlnet without a size", "controlnet", process_group=dist.group.WORLD)
     try:
         share_tiles(mochi, dist.group.WORLD)
     except cache_dit.CacheDiTError as error:

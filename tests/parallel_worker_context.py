@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import parallel_control_cases
 import torch
 import torch.distributed as dist
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
@@ -38,7 +39,8 @@ from cache_dit.parallelism.context.plans import CONTEXT_PLANS
 Case = Callable[[], Any]
 STEPS = 8
 
-MODELS = {tiny.id: tiny for tiny in TINY_MODELS if tiny.name in CONTEXT_PLANS}
+PLANNED = {tiny.id: tiny for tiny in TINY_MODELS if tiny.name in CONTEXT_PLANS}
+MODELS = {name: tiny for name, tiny in PLANNED.items() if not CONTEXT_PLANS[tiny.name].controls}
 TOKEN_REPLACE = "HunyuanVideoTransformer3DModel-token_replace"
 # Inputs with which tokens do not go side by side, and are said not to.
 REFUSED = {
@@ -111,7 +113,7 @@ built = functools.cache(lambda tiny: tiny.build())
 
 def cases(size: int) -> dict[str, Case]:
     """All cases for so many ranks, by name."""
-    found: dict[str, Case] = dict(_exactness(size))
+    found: dict[str, Case] = {**dict(_exactness(size)), **dict(parallel_control_cases.cases(size))}
     for method in METHODS_OF[size]:
         found[f"cached {method}"] = functools.partial(cached, method, size)
     if size == 2:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from parallel_control_cases import MODES as CONTROL_MODES
+from parallel_control_cases import OFTEN, PAIRS
 from parallel_harness import outcomes
-from parallel_worker_context import FAMILIES, MODELS, MODES, OVERLAPPED, REFUSED
+from parallel_worker_context import FAMILIES, MODELS, MODES, OVERLAPPED, PLANNED, REFUSED
+from tiny.control_pipelines import CONTROL_PIPELINES
 
 from cache_dit.errors import ConfigError, ConfigTypeError
 from cache_dit.parallelism import ParallelismBackend, ParallelismConfig
@@ -48,7 +51,9 @@ def test_ranks_together_are_one_process(results: Results, size: int, mode: str, 
 
 def test_at_least_the_classes_of_the_reference_have_a_plan() -> None:
     assert len(CONTEXT_PLANS) >= 32
-    assert set(CONTEXT_PLANS) == {tiny.name for tiny in MODELS.values()}
+    assert set(CONTEXT_PLANS) == {tiny.name for tiny in PLANNED.values()}
+    controlled = {name.partition("-")[0] for name in PAIRS}
+    assert controlled == set(CONTEXT_PLANS) - {tiny.name for tiny in MODELS.values()}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +67,46 @@ def test_every_plan_with_every_input(results: Results, model: str, variant: str)
     else:
         outcome = everywhere(results, 2, case)
         assert outcome["error"] <= TOLERANCE < outcome["scale"]
+
+
+@pytest.mark.parametrize(
+    ("size", "case"),
+    [
+        *((2, f"control {name}") for name in PAIRS),
+        *((2, f"pipeline {one.name}") for one in CONTROL_PIPELINES),
+        *(
+            (size, f"control {mode} {name}")
+            for size in (2, 4)
+            for mode in CONTROL_MODES[size]
+            for name in OFTEN[mode]
+        ),
+    ],
+)
+def test_a_transformer_with_its_controlnet(results: Results, size: int, case: str) -> None:
+    outcome = everywhere(results, size, case)
+    assert max(outcome["error"], outcome["cached_error"]) <= TOLERANCE < outcome["scale"]
+    assert outcome["decisions"][0] == outcome["decisions"][1]
+    assert {"C", "S"} == set(outcome["decisions"][0])
+    assert outcome["after"] <= TOLERANCE
+
+
+def test_residuals_are_handed_over_in_parts(results: Results) -> None:
+    # 16 tokens of the picture; Z-Image pads text and picture to 32 each.
+    assert results[2]["control FluxControlNetModel"][0]["lengths"] == [8]
+    assert results[2]["control ZImageControlNetModel"][0]["lengths"] == [32]
+    assert results[4]["control usp QwenImageControlNetModel"][0]["lengths"] == [4]
+
+
+def test_residuals_of_several_controlnets_are_added_up(results: Results) -> None:
+    outcome = everywhere(results, 2, "control several")
+    assert max(outcome["error"], outcome["after"]) <= TOLERANCE
+
+
+def test_a_controlnet_that_cannot_be_spread_leaves_all_as_it_was(results: Results) -> None:
+    said = everywhere(results, 2, "control refused")
+    assert "SanaControlNetModel has no context plan" in said["no plan"]
+    assert said["same"] == "True"
+    assert "spread over other ranks than its transformer" in said["other ranks"]
 
 
 def test_a_block_works_on_its_part(results: Results) -> None:

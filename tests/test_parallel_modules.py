@@ -68,7 +68,7 @@ def test_a_pipeline_with_all_of_them(shared: Path) -> None:
         ("no such component", ["names 'vea'", "Did you mean 'vae'?", "controlnet"]),
         ("no layers", ["names a Linear", "no list of layers", "leave it out"]),
         ("tiling off", ["its tiling is off", "vae.enable_tiling()"]),
-        ("controlnet without tp_size", ["FluxControlNetModel", "give tp_size"]),
+        ("controlnet without a size", ["FluxControlNetModel", "none of them is given"]),
         ("unknown vae", ["cannot be shared out", "AutoencoderKLWan"]),
     ],
 )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from cache_dit.errors import ConfigError, EngineError
 from cache_dit.parallelism.context.exchange import Sizes, gather
@@ -21,7 +22,16 @@ class Part(Tensor):
         group: The ranks that have the others.
     """
 
-    group: ClassVar[dist.ProcessGroup]
+    group: dist.ProcessGroup
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made: Any = super().__torch_function__(func, types, args, kwargs)
+        known = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Part)]
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Part):
+                leaf.group = known[0].group
+        return made
 
     def any(self) -> Tensor:  # type: ignore[override]  # over all tokens alone
         """Whether a rank has a value that is not zero; all have to ask, and get one answer."""
@@ -59,11 +69,9 @@ class Shards:
     _made: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     _rank: int = field(init=False)
     _ranks: int = field(init=False)
-    _part: type[Part] = field(init=False)
 
     def __post_init__(self) -> None:
         self._rank, self._ranks = dist.get_rank(self.group), dist.get_world_size(self.group)
-        self._part = type("Part", (Part,), {"group": self.group})
 
     def begin(self) -> None:
         """Forget the lengths and arguments of the forward before."""
@@ -97,10 +105,9 @@ class Shards:
         pieces = [piece for name in streams for piece in self._pieces(name)]
         return [sum(self._size(piece, rank) for piece in pieces) for rank in range(self._ranks)]
 
-    def counted(self, name: str, *, rest: bool) -> int:
-        """Tokens of this rank in the front of a stream, or in its rest."""
-        front = self.fronts[name]
-        return self._size(self.lengths[name] - front if rest else front, self._rank)
+    def count(self, length: int) -> int:
+        """Tokens of this rank, of so many that are cut by themselves."""
+        return self._size(length, self._rank)
 
     def total(self, streams: Sequence[str]) -> int:
         """Tokens of streams put together, over all ranks."""
@@ -141,7 +148,9 @@ class Shards:
 
     def handed_out(self, tensor: Tensor) -> Part:
         """This rank's part of what a ControlNet returns, known as such."""
-        return tensor.as_subclass(self._part)
+        part = tensor.as_subclass(Part)
+        part.group = self.group
+        return part
 
     def residual(self, tensor: Tensor) -> Tensor:
         """This rank's part of what is added to a stream (B, tokens, C), from all of it or from that part.

@@ -56,8 +56,8 @@ def split(
     edges: Edges = {}
     parts = plan.controls and not plan.runs_twice(model)
     if plan.residuals or plan.refused or parts:
-        leave = functools.partial(tree_map_only, Tensor, shards.handed_out) if parts else None
-        edges[model] = Edge(_Arguments(model, plan, shards).residuals, leave)
+        handed_out = functools.partial(tree_map_only, Tensor, shards.handed_out)
+        edges[model] = Edge(_Arguments(model, plan, shards).residuals, handed_out if parts else None)
     groups = _groups(model, plan)
     if plan.ends is not None:
         end = model.get_submodule(plan.ends)
@@ -116,9 +116,8 @@ class _Arguments:
             if name in self._shards.lengths:
                 continue  # a stream of this list, and cut already
             args, kwargs = self._change(name, functools.partial(self._cut, cut), args, kwargs)
-        for name, front in self._plan.fronts.items():
-            count = functools.partial(self._shards.counted, front.stream, rest=front.rest)
-            args, kwargs = self._change(name, lambda _, count=count: count(), args, kwargs)
+        for name in self._plan.fronts:
+            args, kwargs = self._change(name, self._shards.count, args, kwargs)
         return args, kwargs
 
     def entering(self, streams: Sequence[str]) -> Enter:
@@ -150,7 +149,7 @@ class _Arguments:
         for name, front in self._plan.fronts.items():
             count = self._read(name, args, kwargs)
             if front.stream == stream and count is not None:
-                return length - count if front.rest else count  # type: ignore[no-any-return]  # an int
+                return length - count if front.rest else count
         return 0
 
     def _check(self, args: Arguments, kwargs: Keywords) -> None:
