@@ -24,6 +24,7 @@ from cache_dit.caching.maths.kernels import Kernels, chosen_kernels
 from cache_dit.caching.maths.weights import weighted_sum
 from cache_dit.errors import ConfigError
 from cache_dit.kernels import choice, triton_kernels
+from cache_dit.quantize import QuantType
 
 CONFIG = DBCacheConfig(
     Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold=0.9, max_continuous_cached_steps=2
@@ -241,34 +242,72 @@ def test_triton_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen_kernels.get() is None
 
 
-def test_the_gpu_script_runs_on_a_tiny_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script, which writes to a folder for the test and has its rows measured in this process."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "bench")
-    gpu = importlib.import_module("gpu")
+    made, rows = importlib.import_module("gpu"), importlib.import_module("gpu_row")
     monkeypatch.setattr(importlib.import_module("common"), "RESULTS", tmp_path)
-    stacked = gpu.Setting("fast", taylor=True, float8=True)
-    monkeypatch.setattr(gpu, "SETTINGS", (gpu.Setting(), gpu.Setting("fast"), stacked))
+
+    def run(command: list[str], timeout: float, check: bool) -> Any:
+        assert command[0] == sys.executable
+        assert (timeout, check) == (1800, False)
+        if "fast mask + FP8" in command:
+            return SimpleNamespace(returncode=-9)  # killed before it could say anything
+        with monkeypatch.context() as inside:
+            inside.setattr(sys, "argv", command[1:])
+            rows.main()
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(made.subprocess, "run", run)
+    return made
+
+
+def test_the_gpu_script_runs_on_a_tiny_model(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stacked = {"taylor": True, "float8": True, "compiled": True, "attention": "x"}
+    settings = (
+        gpu.Setting(),
+        gpu.Setting(mask="fast"),
+        gpu.Setting(mask="fast", **stacked),
+        gpu.Setting(mask="fast", float8=True),
+        gpu.Setting(measured=True, offload=True),
+        gpu.Setting(mask="slowest"),
+    )
+    monkeypatch.setattr(gpu, "SETTINGS", settings)
+    monkeypatch.setattr("gpu_row.SETTINGS", settings)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run", "--rounds", "1", "--write"])
     gpu.main()
     (path,) = tmp_path.iterdir()
     assert re.fullmatch(r"gpu-\d{4}-\d\d-\d\d-dry-run\.md", path.name)
     text = path.read_text(encoding="utf-8")
     assert text.strip() in capsys.readouterr().out
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in text.splitlines()
-        if line.startswith("| ")
-    ]
-    skipped = {row[0]: row[1] for row in rows if len(row) == 7}
-    assert skipped["uncached"] == "0"
-    assert skipped["fast mask"] == skipped["fast mask + Taylor + FP8"] == "3"
-    assert {row[0] for row in rows if len(row) == 4} >= {"gate signal", "sum of 2", "sum of 4"}
+    cells = {
+        row[0]: row[1:]
+        for row in (
+            [cell.strip() for cell in line.split("|")[1:-1]]
+            for line in text.splitlines()
+            if line.startswith("| ")
+        )
+    }
+    assert {one.label: cells[one.label][0].partition(":")[0] for one in settings} == {
+        "uncached": "0",
+        "fast mask": "3",
+        "fast mask + Taylor + x + compile + FP8": "3",
+        "fast mask + FP8": "ended with code -9",
+        "measured, none skipped + offload": "0",
+        "slowest mask": "ConfigError",
+    }
+    # What it added is told only where the same was measured without a cache.
+    added = {label: row[-1] for label, row in cells.items() if len(row) == 7}
+    assert added["uncached"] == added["measured, none skipped + offload"] == "-"
+    assert float(added["fast mask"]) != 0
+    assert {"gate signal", "sum of 2", "sum of 4"} <= set(cells)
+    assert set(map(str, QuantType)) <= set(cells)
 
 
-def test_the_gpu_script_asks_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "bench")
-    gpu = importlib.import_module("gpu")
+def test_the_gpu_script_asks_for_a_gpu(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     with pytest.raises(SystemExit, match="no GPU here; give --dry-run"):
