@@ -1,6 +1,7 @@
 """Files appear whole, and nobody else's is replaced."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,16 @@ def test_the_old_file_survives_a_write_that_fails(tmp_path: Path, monkeypatch: p
         write_whole(path, "[]")
     assert path.read_text() == "{}"
     assert [child.name for child in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_threads_that_write_one_file_leave_one_of_theirs(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    contents = [str(number) * 400_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            list(pool.map(lambda content: write_whole(path, content), contents))
+            assert path.read_text() in contents
+    assert [child.name for child in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_permissions_follow_the_umask_and_links_stay(tmp_path: Path) -> None:

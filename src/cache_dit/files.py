@@ -32,8 +32,9 @@ def write_whole(path: Path, content: str | bytes, *, mark: str | None = None) ->
             f"{path} exists and was not written by this command; give another path or remove it."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Made by hand: the files of tempfile are readable by their owner only, and the new file would be too.
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Made by hand: the files of tempfile are readable by their owner only, and the new file would be too. The
+    # number is drawn: threads share that of their process, and containers on one volume often have the same.
+    part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(part, path)
