@@ -1,7 +1,8 @@
 """Questions of docs/research.md, answered by the demo model.
 
 python bench/research.py tolerance      # about half an hour; prints a table
-python bench/research.py axis order correction --steps 28
+python bench/research.py order correction --steps 28 --pictures 8
+python bench/research.py axis --shift 3 --pictures 8
 
 Topics:
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -59,7 +60,7 @@ class Tried(NamedTuple):
     """Computed values, and how far off each order has been so far: a mean that forgets."""
 
     seen: Computed
-    misses: tuple[float, ...]
+    misses: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class BestOrder(Forecaster):
     memory: int = 3
 
     def init(self) -> Tried:
-        return Tried(Computed((), ()), (0.0, 0.0, 0.0))
+        return Tried(Computed((), ()), (None, None, None))
 
     def observe(self, state: Tried, at: Moment, value: Tensor) -> Tried:
         times, values = state.seen
@@ -81,13 +82,14 @@ class BestOrder(Forecaster):
         for order in range(min(3, len(values))):
             forecast = extrapolate(times[: order + 1], values[: order + 1], at.time)
             miss = float((forecast - value).abs().mean())
-            misses[order] = self.keep * misses[order] + (1 - self.keep) * miss if misses[order] else miss
+            before = misses[order]
+            misses[order] = miss if before is None else self.keep * before + (1 - self.keep) * miss
         return Tried(state.seen.with_value(at.time, value, self.memory), tuple(misses))
 
     def predict(self, state: Tried, at: Moment) -> Tensor:
         times, values = state.seen
-        known = [order for order in range(len(values)) if state.misses[order]]
-        order = min(known, key=state.misses.__getitem__, default=min(1, len(values) - 1))
+        known = {order: miss for order, miss in enumerate(state.misses) if miss is not None}
+        order = min(known, key=known.__getitem__, default=min(1, len(values) - 1))
         return extrapolate(times[: order + 1], values[: order + 1], at.time)
 
     def within(self, memory: int) -> BestOrder | None:
@@ -123,7 +125,7 @@ def tolerances() -> list[Setting]:
 def crossed(calibrators: dict[str, CalibratorConfig], places: tuple[Place, ...]) -> list[Setting]:
     """Forecasts at places, at two fixed schedules: the same computed steps for all."""
     return [
-        (f"{place.value}, {share:g}: {name}", BudgetConfig(place=place, compute=share), calibrator)
+        (f"{place.name.lower()}, {share:g}: {name}", BudgetConfig(place=place, compute=share), calibrator)
         for place in places
         for share in (0.5, 0.36)
         for name, calibrator in calibrators.items()
@@ -138,7 +140,7 @@ def axes() -> list[Setting]:
         "FoCa": FoCaCalibratorConfig(),
     }
     along = {
-        f"{name}, {axis}": one.reset(forecast_axis=axis)
+        f"{name}, {axis}": replace(one, forecast_axis=axis)
         for name, one in kinds.items()
         for axis in ("step", "sigma")
     }
@@ -207,10 +209,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[28, 50])
     parser.add_argument("--cfg", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument("--pictures", type=int, default=12)
+    parser.add_argument("--shift", type=float, help="of the noise levels; default: 1, which is even steps")
     parser.add_argument("--only", default="", help="settings whose name begins with this")
     given = parser.parse_args()
     torch.set_num_threads(1)
     pipe, pictures = load_pipeline(), Purpose.TRAINING.pictures[: given.pictures]
+    if given.shift is not None:
+        pipe.scheduler.set_shift(given.shift)
     settings = [one for topic in given.topics for one in TOPICS[topic]() if one[0].startswith(given.only)]
     print("| steps | CFG | setting | FLOPs | PSNR mean | p10 | worst |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -5,11 +5,34 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = [
+    path.stem for path in sorted((ROOT / "bench").glob("*.py")) if "ArgumentParser" in path.read_text()
+]
+
+
+@pytest.fixture
+def research(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    return importlib.import_module("research")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_explains_itself(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    script = importlib.import_module(name)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as end:
+        script.main()
+    assert end.value.code == 0
+    assert str(script.__doc__).split("\n")[0] in " ".join(capsys.readouterr().out.split())
 
 
 def test_training_makes_a_pipeline_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,27 +53,6 @@ def test_training_makes_a_pipeline_from_nothing(tmp_path: Path, monkeypatch: pyt
     assert picture.shape == (1, 3, 64, 64)
     assert picture.isfinite().all()
     assert (tmp_path / "results" / "contact_sheet.png").stat().st_size > 1000
-
-
-def test_the_benchmark_of_fidelity(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(ROOT / "bench")
-    quality = importlib.import_module("quality")
-    monkeypatch.setattr(quality, "THRESHOLDS", (1.0,))
-    monkeypatch.setattr(importlib.import_module("common"), "RESULTS", tmp_path)
-    monkeypatch.setattr(
-        sys, "argv", ["quality.py", "--steps", "6", "--prompts", "1", "--warmup", "2", "--write"]
-    )
-    quality.main()
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 6 | 1.00 | Taylor 1")]
-    compute, psnr_mean = (float(cell) for cell in rows[-1].split("|")[4:6])
-    assert 0.3 < compute < 0.6
-    assert 5 < psnr_mean < 100
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "quality-6steps-cfg1.csv",
-        "quality-6steps-cfg1.md",
-    ]
 
 
 def test_the_benchmark_of_the_engine(
@@ -89,3 +91,28 @@ def test_the_table_of_models_shows_what_is_wrong(monkeypatch: pytest.MonkeyPatch
     assert not line.right
     assert "**0 of 1 classes right in every cell**" in models.table([line])
     assert "| **no** |" in models.table([line])
+
+
+def test_the_questions_of_research_are_distinct(research: Any) -> None:
+    for settings in (make() for make in research.TOPICS.values()):
+        assert len({name for name, _, _ in settings}) == len(settings) >= 10
+
+
+def test_an_answer_of_research(research: Any) -> None:
+    from cache_dit.bench.pictures import Purpose, draw
+    from cache_dit.demo import load_pipeline
+
+    pipe, cell, pictures = load_pipeline(), research.Cell(6, 1.0), Purpose.TRAINING.pictures[:1]
+    setting = research.crossed({"chosen": research.BestOrderConfig()}, (research.Place.OUTPUT,))[0]
+    flops, (nearness,) = research.measured(pipe, cell, pictures, draw(pipe, pictures, cell), setting)
+    assert flops == 0.5
+    assert 15 < nearness < 80
+
+
+def test_the_order_that_was_nearest_is_taken(research: Any) -> None:
+    forecaster = research.BestOrder(0.0)
+    state = forecaster.init()
+    for step in range(4):
+        at = research.Moment(step, float(step), total=8)
+        state = forecaster.observe(state, at, torch.tensor([float(step**2)]))
+    assert forecaster.predict(state, research.Moment(4, 4.0, total=8)) == 16.0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cache_dit.demo.model import SIZE, TOKENS
 
-# Drawn at random, disjoint from each other, from the prompts of the demo and from those of bench/quality.py.
+# Drawn at random, disjoint from each other and from the prompts of the demo.
 _TRAINING_PROMPTS = (
     "a red tree on sand at day",
     "a yellow mushroom on grass at night with mountains",
