@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import parallel_control_cases
@@ -127,6 +128,8 @@ def cases(size: int) -> dict[str, Case]:
             "disagreement": disagreement,
             "refusals": refusals,
             "failed": failed_installation,
+            "requests": requests_of_their_own,
+            "order": order_of_installation,
             "float8": float8,
             **{f"async {tiny.name}": functools.partial(exactness, tiny, ASYNC) for tiny in OVERLAPPED},
             "lengths": lengths_inside,
@@ -307,6 +310,81 @@ def refusals() -> dict[str, str]:
         found["uneven"] = str(refused)
     cache_dit.disable_cache(flux)
     return found
+
+
+def requests_of_their_own() -> dict[str, Any]:
+    """Configurations of single requests to a model that is spread: right, or refused as in enable_cache."""
+    model = small_flux()
+    chosen: dict[str, dict[str, Any]] = {
+        "taylor": {"calibrator_config": TaylorSeerCalibratorConfig()},
+        "dmd": {"calibrator_config": DMDCalibratorConfig()},
+        "freqca": {"calibrator_config": FreqCaCalibratorConfig()},
+        "toca": {"cache_config": ToCaConfig()},
+        "whole": {
+            "cache_config": EasyCacheConfig(threshold=0.6, max_warmup_steps=2),
+            "calibrator_config": FreqCaCalibratorConfig(),
+        },
+    }
+
+    def run_with(options: dict[str, Any]) -> Tensor:
+        request = cache_dit.Request(num_inference_steps=STEPS, **options)
+        return Denoising(model, 3, STEPS, request=request).finish()
+
+    cache_dit.enable_cache(model, *METHODS["interval"])
+    wanted = {name: run_with(options) for name, options in chosen.items()}
+    config = ParallelismConfig(ulysses_size=2, ulysses_anything=True)
+    cache_dit.enable_cache(model, parallelism_config=config)
+    found: dict[str, Any] = {}
+    for name, options in chosen.items():
+        try:
+            found[name] = error((wanted[name],), (run_with(options),))
+        except cache_dit.CacheDiTError as refused:
+            found[name] = str(refused)
+    # What was refused leaves the model for other requests.
+    return found | {"afterwards": error((wanted["taylor"],), (run_with(chosen["taylor"]),))}
+
+
+def order_of_installation() -> dict[str, str]:
+    """Context parallelism that diffusers installs, before and after a cache, and its tensor parallelism."""
+    found, config = {}, DBCacheConfig(Fn_compute_blocks=1)
+
+    def said(name: str, model: Any, call: Callable[[], Any]) -> None:
+        try:
+            call()
+            found[name] = ""
+        except cache_dit.CacheDiTError as refused:
+            found[name] = str(refused)
+
+    spread = ParallelismConfig(ulysses_size=2, ulysses_anything=True)
+    model = FLUX.build()
+    split_by_diffusers(model)
+    said("before", model, lambda: cache_dit.enable_cache(model, config))
+    said("before both", model, lambda: cache_dit.enable_cache(model, config, parallelism_config=spread))
+    found["untouched"] = str(sorted(name for name in vars(model) if name.startswith("_cache_dit")))
+    for name, options in (("after", {}), ("after both", {"parallelism_config": spread})):
+        other = FLUX.build()
+        cache_dit.enable_cache(other, config, **options)
+        split_by_diffusers(other)
+        said(name, other, functools.partial(output_of, other, _even(FLUX.inputs(0))))
+    divided: Any = FLUX.build()
+    divided._parallel_config = SimpleNamespace(context_parallel_config=None)
+    said("tensors", divided, lambda: cache_dit.enable_cache(divided, config))
+    return found
+
+
+def split_by_diffusers(model: Any) -> None:
+    """What `enable_parallelism` does, which asks for the number of accelerators in between."""
+    from diffusers.hooks.context_parallel import apply_context_parallel
+    from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
+
+    mesh = dist.device_mesh.init_device_mesh("cpu", (1, 2), mesh_dim_names=("ring", "ulysses"))
+    config = ParallelConfig(context_parallel_config=ContextParallelConfig(ulysses_degree=2))
+    config.setup(dist.get_rank(), 2, torch.device("cpu"), mesh=mesh)
+    model._parallel_config = config
+    for part in model.modules():
+        if hasattr(getattr(part, "processor", None), "_parallel_config"):
+            part.processor._parallel_config = config
+    apply_context_parallel(model, config.context_parallel_config, model._cp_plan)
 
 
 def failed_installation() -> dict[str, bool]:

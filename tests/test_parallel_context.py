@@ -153,6 +153,23 @@ def test_what_does_not_go_together_is_refused(results: Results) -> None:
     assert "ulysses_anything=True" in said["uneven"]
 
 
+def test_requests_with_configurations_of_their_own(results: Results) -> None:
+    outcome = everywhere(results, 2, "requests")
+    assert all(outcome[name] <= TOLERANCE for name in ("taylor", "dmd", "whole", "afterwards"))
+    assert "FreqCa looks along the whole sequence" in outcome["freqca"]
+    assert "chooses tokens" in outcome["toca"]
+
+
+def test_parallelism_of_diffusers_before_or_after_a_cache_is_refused(results: Results) -> None:
+    said = everywhere(results, 2, "order")
+    for order in ("before", "after", "after both"):
+        assert "enable_parallelism(...) of diffusers and enable_cache(...) were called on Flux" in said[order]
+        assert "parallelism_config=ParallelismConfig(ulysses_size=" in said[order]
+    assert "before enable_cache(...)" in said["before both"]
+    assert said["untouched"] == "[]"
+    assert said["tensors"] == ""
+
+
 def test_a_failure_leaves_the_model_as_it_was(results: Results) -> None:
     assert everywhere(results, 2, "failed") == {"raised": True, "same": True, "equal": True}
 

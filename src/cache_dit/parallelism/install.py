@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from cache_dit.caching.attach.distribution import Edge, Installed
+from cache_dit.caching.engine.plan import Plan
 from cache_dit.errors import ConfigError
 from cache_dit.parallelism.config import ParallelismConfig
 from cache_dit.parallelism.context.plan import ContextPlan
@@ -43,7 +45,27 @@ def install(config: ParallelismConfig, models: Sequence[nn.Module], pipe: Any) -
             _spread(sharing, pipe, undo)
         ranks = dist.get_world_size(sharing.group)
         reduce = reduce_over(sharing.group) if ranks > 1 else None
-        return Installed(undo.pop_all().close, reduce, sharing.label, edges)
+        return Installed(undo.pop_all().close, reduce, sharing.label, edges, functools.partial(_check, edges))
+
+
+def _check(edges: Mapping[nn.Module, Mapping[nn.Module, Edge]], plan: Plan, model: nn.Module) -> None:
+    """Raise where something looks along the tokens of which a process has a part only."""
+    own = edges.get(model, {})
+    # What a ControlNet returns is a part too.
+    inside = model in own and own[model].leave is not None
+    for number, segment in enumerate(plan.segments):
+        if not own or (number in plan.around and not inside):
+            continue
+        made = [one for one in segment.forecasters if one is not None and one.looks_along_tokens]
+        compares = segment.policy is not None and segment.policy.gate.looks_at_output
+        if made or compares or segment.tokens is not None:
+            what = "A method that chooses tokens or compares outputs"
+            what = f"The forecaster {type(made[0]).__name__}" if made else what
+            raise ConfigError(
+                f"{what} looks along the whole sequence, but each process has a part of that of "
+                f"{type(model).__name__}; give another method or calibrator, place=Place.OUTPUT, or tp_size "
+                "in place of ulysses_size and ring_size."
+            )
 
 
 def _plan_of(model: nn.Module, config: ParallelismConfig) -> ContextPlan:
@@ -63,8 +85,9 @@ def _check_untouched(models: Sequence[nn.Module]) -> None:
     for model in models:
         if getattr(model, "_parallel_config", None) is not None:
             raise ConfigError(
-                f"{type(model).__name__} was spread by enable_parallelism of diffusers before; leave that "
-                "out, enable_cache(parallelism_config=...) does the same."
+                f"{type(model).__name__} was spread by enable_parallelism(...) of diffusers before "
+                "enable_cache(...), which does the same with its parallelism_config; load the model anew and "
+                "leave enable_parallelism out."
             )
 
 

@@ -37,12 +37,14 @@ class Installed:
         reduce: Adds a tensor up over the ranks that share a sample; None: there is one.
         label: In short form, such as `Ulysses2`.
         edges: Of each model, where its sequence is split and put together again, by module.
+        check: Raises `ConfigError` where a plan of a model does not go with it.
     """
 
     undo: Callable[[], None]
     reduce: Reduce | None
     label: str
     edges: Mapping[nn.Module, Mapping[nn.Module, Edge]] = field(default_factory=dict)
+    check: Callable[[Plan, nn.Module], None] = lambda plan, model: None
 
 
 class Distribution(ABC):
@@ -53,16 +55,15 @@ class Distribution(ABC):
         """Spread the models, of a pipeline if there is one, or raise and leave them as they are."""
 
 
-def check_parts(plan: Plan, name: str) -> None:
-    """Raise `ConfigError` where something looks along the tokens of blocks that have a part of them only."""
-    for number, segment in enumerate(plan.segments):
-        if number in plan.around:
-            continue
-        made = [one for one in segment.forecasters if one is not None and one.looks_along_tokens]
-        if segment.tokens is not None or made:
-            what = "A method that chooses tokens" if not made else f"The forecaster {type(made[0]).__name__}"
-            raise ConfigError(
-                f"{what} looks along the whole sequence, but each process has a part of that of {name}; give "
-                "another method or calibrator, place=Place.OUTPUT, or tp_size in place of ulysses_size and "
-                "ring_size."
-            )
+def check(plan: Plan, model: nn.Module, installed: Installed | None) -> None:
+    """Raise `ConfigError` where a plan does not go with how a model is spread, by this package or another."""
+    theirs = getattr(getattr(model, "_parallel_config", None), "context_parallel_config", None)
+    if theirs is not None and (installed is None or installed.reduce is None or model in installed.edges):
+        raise ConfigError(
+            "enable_parallelism(...) of diffusers and enable_cache(...) were called on "
+            f"{type(model).__name__}: in either order every process would decide for itself what it skips, "
+            "and wait for the others. Load it anew, and in place of these two calls write enable_cache(..., "
+            "parallelism_config=ParallelismConfig(ulysses_size=...))."
+        )
+    if installed is not None:
+        installed.check(plan, model)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cache_dit.caching.attach.attachment import Attachment
-from cache_dit.caching.attach.distribution import Distribution, Edge, Installed, check_parts
+from cache_dit.caching.attach.distribution import Distribution, Edge, Installed, check
 from cache_dit.caching.attach.observe import observe
 from cache_dit.caching.config import Place
 from cache_dit.caching.engine.forward import current_frame
@@ -111,8 +111,8 @@ def _dress(model: nn.Module, attached: Attachment | None, installed: Installed |
     split, inside of that.
     """
     edges = _edges(model, installed)
-    if attached is not None and edges:
-        check_parts(attached.session.plan, attached.lists.name)
+    if attached is not None:
+        check(attached.session.plan, model, installed)
     worn = [*_changed(attachment_of(model)), *_edges(model, installed_on(model)), model]
     covered = [thing for thing in worn if is_covered(thing)]
     if covered:
@@ -257,9 +257,10 @@ def _transformer_class(plain: Any) -> type:
             if not attached.lists.flows:
                 attached = _settled(self, attached, call, args, kwargs)
             request = current_request()
-            installed = installed_on(self)
+            session, installed = attached.of(request).session, installed_on(self)
+            check(session.plan, self, installed)
             reduce = None if installed is None else installed.reduce
-            return attached.of(request).session.forward(request, call, self, args, kwargs, reduce)
+            return session.forward(request, call, self, args, kwargs, reduce)
         except torch._dynamo.exc.Unsupported as error:
             place = attached.settings[0].cache.place
             if place not in (Place.ATTENTION, Place.MLP, Place.SUBMODULES):
