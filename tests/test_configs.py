@@ -577,6 +577,9 @@ def test_one_model() -> None:
         "streams": ["encoder_hidden_states", "hidden_states"],
         "pattern": "Pattern_1",
     }
+    assert (found["context_parallel"], found["tensor_parallel"]) == ("yes", "yes")
+    found = json.loads(run("LuminaNextDiT2DModel", "--json")[1])
+    assert (found["context_parallel"], found["tensor_parallel"]) == ("no", "no")
 
 
 def test_answers_that_are_no() -> None:

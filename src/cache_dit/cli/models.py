@@ -75,14 +75,21 @@ def _show_list(as_json: bool) -> None:
 
 
 def _matrix() -> dict[str, dict[str, str]]:
-    """The cells of `supported_matrix` by class name and column."""
+    """The cells of `supported_matrix` and of the plans for parallelism, by class name and column."""
     from cache_dit import supported_matrix
+    from cache_dit.parallelism.context import CONTEXT_PLANS
+    from cache_dit.parallelism.tensor import TENSOR_PLANS
 
     head, _, *rows = [
         [cell.strip() for cell in line[1:-1].replace("`", "").split("|")]
         for line in supported_matrix().splitlines()
     ]
-    return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    plans = {"Context parallel": set(CONTEXT_PLANS), "Tensor parallel": {plan.name for plan in TENSOR_PLANS}}
+    return {
+        row[0]: dict(zip(head, row, strict=True))
+        | {column: "yes" if row[0] in known else "no" for column, known in plans.items()}
+        for row in rows
+    }
 
 
 def _show_row(name: str, as_json: bool) -> None:
@@ -107,7 +114,6 @@ def _row(row: Row, cells: dict[str, str]) -> dict[str, Any]:
         "guidance": cells["CFG"],
         "context_parallel": cells["Context parallel"],
         "tensor_parallel": cells["Tensor parallel"],
-        "regional_compile": cells["Regional compile"],
         "lists": [_list(flow) for flow in row.lists],
         "timestep": row.timestep,
         "caveats": _caveats(row),
@@ -151,7 +157,7 @@ def _caveats(row: Row) -> list[str]:
 
 def _lines(found: dict[str, Any]) -> list[str]:
     lines = [found["model"], f"  pipelines: {', '.join(found['pipelines']) or 'none'}"]
-    for key in ("guidance", "context_parallel", "tensor_parallel", "regional_compile"):
+    for key in ("guidance", "context_parallel", "tensor_parallel"):
         lines.append(f"  {key.replace('_', ' ')}: {found[key]}")
     for one in found["lists"]:
         pattern = f" ({one['pattern']})" if one["pattern"] else ""

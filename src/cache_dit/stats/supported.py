@@ -5,15 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cache_dit.caching.models.row import Row
 from cache_dit.caching.models.rows import ROWS
 
-_HEAD = (
-    "| Model | Pipelines | Block lists | CFG | Context parallel | Tensor parallel | Regional compile |",
-    f"|{' --- |' * 7}",
-)
+_HEAD = ("| Model | Pipelines | Block lists | CFG |", f"|{' --- |' * 4}")
 _UNKNOWN = "?"
 _CLASS = re.compile(r"^class (\w+)\(", re.MULTILINE)
 _NAMED = re.compile(r"cache_context\(\s*(?!\s*[\"']cond_uncond)")
@@ -28,7 +24,7 @@ def supported_pipelines() -> tuple[int, list[str]]:
     """The families of diffusers pipelines that `enable_cache` knows.
 
     Returns:
-        Their number, and the beginnings of their class names with a star: `(112, ["Flux*", "Wan*", ...])`.
+        Their number, and the beginnings of their class names with a star: `(94, ["AuraFlow*", ...])`.
     """
     names = [name for row in ROWS for name in _families(row)]
     return len(names), names
@@ -37,9 +33,8 @@ def supported_pipelines() -> tuple[int, list[str]]:
 def supported_matrix() -> str:
     """A markdown table of all known transformer classes, with what is known of each.
 
-    The columns on guidance (CFG), parallelism and regional compilation are read from the installed diffusers:
-    how the pipelines call the model, and the plans that the class declares; "?" where it does not have the
-    class or is not there.
+    The column on guidance (CFG) is read from the installed diffusers: how the pipelines call the model; "?"
+    where no pipeline tells. `cache-dit models` shows besides which classes can be spread over processes.
 
     Returns:
         The table, one line a model.
@@ -47,13 +42,13 @@ def supported_matrix() -> str:
     try:
         import diffusers
     except ImportError:
-        diffusers, sources = None, {}
+        sources = {}
     else:
         files = sorted((Path(diffusers.__file__).parent / "pipelines").rglob("*.py"))
         texts = [file.read_text(encoding="utf-8") for file in files]
         # The text of the file that each pipeline class is defined in.
         sources = {name: text for text in texts for name in _CLASS.findall(text)}
-    return "\n".join([*_HEAD, *(_line(row, getattr(diffusers, row.name, None), sources) for row in ROWS)])
+    return "\n".join([*_HEAD, *(_line(row, sources) for row in ROWS)])
 
 
 def family_of(pipeline: str) -> Row | None:
@@ -78,14 +73,12 @@ def _families(row: Row) -> list[str]:
     return [f"{start.removesuffix('Pipeline')}*" for start in row.pipelines]
 
 
-def _line(row: Row, kind: Any, sources: Mapping[str, str]) -> str:
+def _line(row: Row, sources: Mapping[str, str]) -> str:
     kinds = {guidance_of(text) for name, text in sources.items() if family_of(name) is row} - {None}
-    declared = ("_cp_plan", "_tp_plan", "_repeated_blocks")
     cells = (
         row.name,
         ", ".join(_families(row)),
         ", ".join(f"`{flow.label}`" for flow in row.lists),
         ", ".join(sorted(filter(None, kinds))) or _UNKNOWN,
-        *(_UNKNOWN if kind is None else "yes" if getattr(kind, name, None) else "no" for name in declared),
     )
     return f"| {' | '.join(cells)} |"
