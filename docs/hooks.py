@@ -57,11 +57,18 @@ def on_page_markdown(markdown: str, *, page: Any, config: MkDocsConfig, files: F
 
 
 def measured(heading: str) -> str:
-    """The best setting of each system, below this heading of the comparison."""
+    """The best setting of each system, below this heading of the comparison; the weakest ones folded."""
     text = (ROOT / "bench" / "results" / "compare.md").read_text(encoding="utf-8")
     best = text.split("\n## Best mean PSNR at a budget\n")[1].split("\n## ")[0]
     (part,) = [part for part in best.split("\n### ") if part.startswith(f"{heading}\n")]
-    return "\n".join(line for line in part.splitlines() if line.startswith("|"))
+    table = [line for line in part.splitlines() if line.startswith("|")]
+    ends = next(place for place, line in enumerate(table) if line.startswith("| fewer steps |")) + 1
+    shown = "\n".join(table[:ends])
+    if not table[ends:]:
+        return shown
+    summary = f"Below fewer steps at half of the FLOPs: {len(table[ends:])} more"
+    folded = "\n".join(f"    {line}" for line in table[:2] + table[ends:])
+    return f'{shown}\n\n??? note "{summary}"\n\n{folded}'
 
 
 def diagram(path: str) -> str:

@@ -23,9 +23,11 @@ import torch
 from PIL import Image
 from tiny.base import Draw, builder
 from tiny.pipelines import QWEN_IMAGE_PIPELINE, WAN_TWO_TRANSFORMERS, TinyPipeline
+from torch import nn
 
 import cache_dit
 from cache_dit import demo
+from cache_dit.pages import run as page_run
 from cache_dit.stats import findings
 from cache_dit.stats import stats as stats_module
 
@@ -34,6 +36,11 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NOT_HERE = {"flux_model", "generate"}
 
 Run = Callable[..., dict[str, Any]]
+
+
+def modules_of(model: nn.Module, *_: Any) -> dict[nn.Module, int]:
+    """In place of FLOPs, whose counting takes longer than a run: how many modules each module has."""
+    return {module: sum(1 for _ in module.modules()) for module in model.modules()}
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +55,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_flux: Any) -> Run
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setattr(demo, "load_pipeline", lambda: copy.deepcopy(small_flux))
 
-    def run(name: str, *arguments: str, flops: bool = False) -> dict[str, Any]:
+    def run(name: str, *arguments: str) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", [name, *arguments])
-        if not flops:  # counting takes longer than the run
-            monkeypatch.setattr(stats_module, "forward_flops", lambda *_: None)
-            monkeypatch.setattr(findings, "forward_flops", lambda *_: None)
+        for counting in (stats_module, findings, page_run):
+            monkeypatch.setattr(counting, "forward_flops", modules_of)
         return runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
 
     return run
@@ -171,7 +177,7 @@ def test_calibrate_schedule(run: Run, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_tune_to_target(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    profile = run("tune_to_target", "--demo", "--steps", "6", flops=True)["profile"]
+    profile = run("tune_to_target", "--demo", "--steps", "5")["profile"]
     assert profile.target == "psnr>=35"
     assert len(profile.tried) == 6
     assert capsys.readouterr().out.endswith(f"target met: {profile.met}\n")
@@ -237,7 +243,7 @@ def test_quantize_compile_cache(
 
 
 def test_run_report(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("run_report", "--demo", "--steps", "10")
+    run("run_report", "--demo", "--steps", "9")
     assert capsys.readouterr().out == "open run.html in a browser\n"
     text = (tmp_path / "run.html").read_text(encoding="utf-8")
     assert "a red house on grass at day with mountains" in text
