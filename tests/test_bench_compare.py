@@ -33,6 +33,7 @@ from cache_dit.bench import (
 )
 from cache_dit.bench.measure import counting
 from cache_dit.bench.pictures import draw
+from cache_dit.bench.report import markdown
 from cache_dit.bench.store import append
 from cache_dit.cli.app import app
 from cache_dit.demo import PROMPTS, load_pipeline
@@ -274,6 +275,24 @@ def test_the_report_is_made_from_the_file_alone(tmp_path: Path) -> None:
     assert len(table) == 1 + 2 * 2 * 2
     assert 'report,cache-dit,S,"a, b",6,1,3,0.5,0.6,40,40,40,40,40,0.9,0.9,0.9' in table
     assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_systems_of_published_tables_stand_in_one_table_by_cost() -> None:
+    def row(system: str, strength: str, flops: float) -> Row:
+        score = Score(seed=1000, flops=flops, time=0.5, psnr=40.0, ssim=0.9)
+        return Row.of(Setting(Purpose.REPORT, Kind.OURS, system, strength, CELL), [score])
+
+    rows = [row("fewer steps", "0.50", 0.5), row("FORA", "3", 0.25), row("Trajectory", "0.5", 0.5)]
+    assert "published" not in markdown([], rows)
+    text = markdown([], [*rows, row("Δ-DiT", "2", 0.8)])
+    table = text[text.index("| uncached | 1.000 |") :].split("\n\n")[0].splitlines()
+    assert [line.split("|")[1].strip() for line in table] == [
+        "uncached",
+        "Δ-DiT (2)",
+        "fewer steps (0.50)",
+        "FORA (3)",
+    ]
+    assert table[-1] == "| FORA (3) | 0.250 | 4.00x | 2.00x | 40.0 | 0.9000 |"
 
 
 @pytest.mark.parametrize(

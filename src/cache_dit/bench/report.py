@@ -34,6 +34,19 @@ _NUMBERS = (
     "ssim_worst",
 )
 _FLOOR = "uncached again"
+# Those that the tables of papers and of the reference system compare.
+_PUBLISHED = (
+    "fewer steps",
+    "Δ-DiT",
+    "FORA",
+    "ToCa",
+    "DuCa",
+    "TeaCache",
+    "TaylorSeer",
+    "FoCa",
+    "DBCache reuse, warm-up 4",
+    "DBCache Taylor 1, warm-up 4",
+)
 _HEAD = (
     "system",
     "setting",
@@ -58,6 +71,10 @@ in dB and SSIM of float pictures to the uncached run of the same step count: mea
 
 A setting is within a budget if it costs {SLACK:g} more at most. Of its settings within, each system shows the
 one that is best on the training pictures; "-": none is that cheap."""
+
+_PUBLISHED_EXPLAINED = """Every setting of these systems that the training pictures chose, by what it
+costs; intervals and worst pictures are in the last section. With `--every-setting` all strengths are
+measured."""
 
 
 def write_report(scores: Scores, folder: Path) -> list[Path]:
@@ -90,6 +107,7 @@ def markdown(training: Sequence[Row], report: Sequence[Row]) -> str:
     parts = [_opening(training, report), "## Best mean PSNR at a budget\n"]
     for cell in cells_of(report):
         parts += [f"### {_title(cell)}\n", _overview(cell, best)]
+    parts += _published(report)
     parts.append("## The settings behind it\n")
     for cell in cells_of(report):
         for name, rows in best.items():
@@ -103,6 +121,16 @@ def markdown(training: Sequence[Row], report: Sequence[Row]) -> str:
             _table(sorted(here, key=lambda row: (row.setting.system, -row.flops))),
         ]
     return "\n".join(parts)
+
+
+def _published(report: Sequence[Row]) -> list[str]:
+    """The section of published systems, of the cells where they were measured."""
+    parts = []
+    for cell in cells_of(report):
+        here = [row for row in report if row.setting.cell == cell and row.setting.system in _PUBLISHED]
+        if {"fewer steps", "Δ-DiT", "FORA"} <= {row.setting.system for row in here}:
+            parts += [f"### {_title(cell)}\n", _by_cost(here)]
+    return [f"## The systems of published tables\n\n{_PUBLISHED_EXPLAINED}\n", *parts] if parts else []
 
 
 def rows_as_csv(rows: Sequence[Row]) -> str:
@@ -162,6 +190,18 @@ def _overview(cell: Cell, best: dict[str, list[Row]]) -> str:
         ]
         lines.append(_line((system, kinds[system].value, *texts)))
     return "Mean (worst picture), dB.\n\n" + "\n".join(lines) + "\n"
+
+
+def _by_cost(rows: Sequence[Row]) -> str:
+    """As papers print it: the dearest first, with how many times less than the uncached run it costs."""
+    head = ("method", "FLOPs", "FLOPs saved", "time saved", "PSNR", "SSIM")
+    lines = [_line(head), _line(["---"] * len(head)), _line(("uncached", "1.000", "1.00x", "1.00x", "", ""))]
+    for row in sorted(rows, key=lambda row: -row.flops):
+        method = f"{row.setting.system} ({row.setting.strength})"
+        times = "" if math.isnan(row.time) else f"{1 / row.time:.2f}x"
+        scores = f"{row.psnr:.1f}", f"{row.ssim:.4f}"
+        lines.append(_line((method, f"{row.flops:.3f}", f"{1 / row.flops:.2f}x", times, *scores)))
+    return "\n".join(lines) + "\n"
 
 
 def _table(rows: Sequence[Row]) -> str:
