@@ -15,6 +15,7 @@ import cache_dit
 from cache_dit import CacheConfig, CalibratorConfig, Place, Request, TaylorSeerCalibratorConfig
 from cache_dit.api import attachments_of
 from cache_dit.caching.catalogue import DuCaConfig, IntervalConfig, ToCaConfig
+from cache_dit.caching.engine.ports import Call
 from cache_dit.caching.engine.tokens import is_tokenwise, on_tokens
 from cache_dit.caching.forecasters.reuse import Reuse
 from cache_dit.caching.maths.moment import Moment
@@ -158,17 +159,19 @@ def test_which_modules_are_token_wise(module: nn.Module, others: tuple[Tensor, .
     x = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         output = module(x, *others)
-        assert is_tokenwise(nn.Module.__call__, module, (x, *others), {}, output) is expected
+        call = Call(nn.Module.__call__, module, (x, *others), {})
+        assert is_tokenwise(call, output) is expected
         if expected:
             index = torch.tensor([[1, 7], [8, 0]])
-            rows = on_tokens(nn.Module.__call__, module, (x, *others), {}, torch.Size((2, 9)), index)
+            rows = on_tokens(call, torch.Size((2, 9)), index)
             assert torch.allclose(rows, rows_of(output, index), atol=1e-6)
 
 
 def test_an_output_of_other_form_is_not_token_wise() -> None:
     x = torch.randn(2, 9)
-    assert not is_tokenwise(nn.Module.__call__, nn.Identity(), (x,), {}, x)
-    assert not is_tokenwise(nn.Module.__call__, nn.Identity(), (x,), {}, (x,))
+    call = Call(nn.Module.__call__, nn.Identity(), (x,), {})
+    assert not is_tokenwise(call, x)
+    assert not is_tokenwise(call, (x,))
 
 
 # --- runs ---
