@@ -17,9 +17,7 @@ from cache_dit.cli.errors import plain_errors
 if TYPE_CHECKING:
     from cache_dit.bench import Cell, Purpose, Setting
 
-bench = typer.Typer(
-    name="bench", help="Measurements with results that can be committed.", no_args_is_help=True
-)
+bench = typer.Typer(name="bench", help="Measure what caches save and lose, as tables.", no_args_is_help=True)
 bench.command()(run)
 bench.command()(flops)
 bench.command()(sweep)

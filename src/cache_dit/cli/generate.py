@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 _DRAW, _CACHE, _FAST, _OUT = "What is drawn", "Cache", "Beside the cache", "What comes out"
 
 
+def _of_family(told: str) -> Any:
+    return typer.Option(help=told, show_default="the family's", rich_help_panel=_DRAW)
+
+
 class _Offload(StrEnum):
     """As `cache_dit.generate.Offload`, which is slow to import."""
 
@@ -48,12 +52,12 @@ def generate(
         Path | None,
         typer.Option(help="Picture to start from, for families that edit.", rich_help_panel=_DRAW),
     ] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel=_DRAW)] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel=_DRAW)] = None,
-    frames: Annotated[int | None, typer.Option(help="Of a video.", rich_help_panel=_DRAW)] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.", rich_help_panel=_DRAW)] = None,
-    cfg: Annotated[float | None, typer.Option(help="Scale of guidance.", rich_help_panel=_DRAW)] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.", rich_help_panel=_DRAW)] = 0,
+    height: Annotated[int | None, _of_family("In pixels.")] = None,
+    width: Annotated[int | None, _of_family("In pixels.")] = None,
+    frames: Annotated[int | None, _of_family("Frames of a video.")] = None,
+    steps: Annotated[int | None, _of_family("Denoising steps.")] = None,
+    cfg: Annotated[float | None, _of_family("Scale of guidance.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.", rich_help_panel=_DRAW)] = 0,
     cache: Annotated[
         bool | None,
         typer.Option(
@@ -87,13 +91,13 @@ def generate(
         ),
     ] = None,
     ulysses_anything: Annotated[
-        bool, typer.Option("--ulysses-anything", help="Any length of sequences.", rich_help_panel=_FAST)
+        bool, typer.Option("--ulysses-anything", help="Split any number of tokens.", rich_help_panel=_FAST)
     ] = False,
     ulysses_float8: Annotated[
-        bool, typer.Option("--ulysses-float8", help="Exchange float8.", rich_help_panel=_FAST)
+        bool, typer.Option("--ulysses-float8", help="Exchange in float8: fewer bytes.", rich_help_panel=_FAST)
     ] = False,
     ulysses_async: Annotated[
-        bool, typer.Option("--ulysses-async", help="Exchange while projecting.", rich_help_panel=_FAST)
+        bool, typer.Option("--ulysses-async", help="Exchange while computing.", rich_help_panel=_FAST)
     ] = False,
     parallel_modules: Annotated[
         str | None,
@@ -104,13 +108,13 @@ def generate(
         typer.Option(help="Kernel of attention: native, flash, _flash_3, sage, ...", rich_help_panel=_FAST),
     ] = None,
     quantize: Annotated[
-        str | None, typer.Option(help="float8_per_row, int8_weight_only, ...", rich_help_panel=_FAST)
+        str | None, typer.Option(help="Type: float8_per_row, int8_weight_only, ...", rich_help_panel=_FAST)
     ] = None,
     compile_blocks: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="Compile the blocks.", rich_help_panel=_FAST)
     ] = None,
     offload: Annotated[
-        _Offload | None, typer.Option(help="Keep weights in main memory.", rich_help_panel=_FAST)
+        _Offload | None, typer.Option(help="Weights wait in main memory.", rich_help_panel=_FAST)
     ] = None,
     vae_tiling: Annotated[
         bool, typer.Option("--vae-tiling", help="Decode in tiles: less memory.", rich_help_panel=_FAST)

@@ -17,7 +17,7 @@ from cache_dit.cli.errors import plain_errors
 if TYPE_CHECKING:
     from cache_dit.metrics import Measured, Options
 
-_FILES, _MODELS, _OUTPUT = "What is compared", "What it is seen with", "How it is computed and shown"
+_FILES, _MODELS, _OUTPUT = "What is compared", "Models of the metrics", "How it is computed and shown"
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
