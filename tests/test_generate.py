@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -9,6 +10,7 @@ import json
 import os
 import re
 import runpy
+import socket
 import subprocess
 import sys
 import threading
@@ -249,19 +251,42 @@ def frames_of(path: Path) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
+def uncounted(patch: pytest.MonkeyPatch) -> None:
+    """Counting FLOPs takes seconds for every class, and is tested where it is at home."""
+    patch.setattr("cache_dit.stats.stats.forward_flops", lambda *_: None)
+
+
 @pytest.fixture(autouse=True)
 def _uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counting FLOPs takes seconds for every class, and is tested where it is at home."""
-    monkeypatch.setattr("cache_dit.stats.stats.forward_flops", lambda *_: None)
+    uncounted(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def alone(
+    folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, Any]]:
+    """What one process tells of the picture of a family, each drawn when it is first asked for."""
+
+    @functools.cache
+    def drawn(family: str) -> dict[str, Any]:
+        out = tmp_path_factory.mktemp(f"{family}-alone")
+        with pytest.MonkeyPatch.context() as patch:
+            uncounted(patch)
+            told: dict[str, Any] = json.loads(
+                run(*command(family, folders(family), out, *CACHED, "--json")).stdout
+            )
+        assert list(out.iterdir()) == [Path(told["file"])]
+        return told
+
+    return drawn
 
 
 @pytest.mark.parametrize("family", PIPELINES)
-def test_a_family_draws(family: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
-    told = json.loads(run(*command(family, folders(family), tmp_path, *CACHED, "--json")).stdout)
-    (path,) = tmp_path.iterdir()
+def test_a_family_draws(family: str, alone: Callable[[str], dict[str, Any]]) -> None:
+    told = alone(family)
+    path = Path(told["file"])
     size = "64x64x9" if family_of(family).video else "64x64"
     assert path.name.startswith(f"{family}.{size}.C0_Q0_DBCache_F1B0_W2I1M0MC1_R10")
-    assert told["file"] == str(path)
     assert [one["cached_steps"] for one in told["cache"]] == [[2]]
     drawn = frames_of(path)
     assert drawn.shape == (9 if family_of(family).video else 1, 64, 64, 3)
@@ -269,65 +294,76 @@ def test_a_family_draws(family: str, folders: Callable[[str], Path], tmp_path: P
 
 
 WORKER = """
+import json
+import os
+import sys
+
 import torch
 import cache_dit.stats.stats as stats
 from cache_dit.cli import main
 
 torch.set_num_threads(1)
 stats.forward_flops = lambda *_: None
-main()
+# A rendezvous for each command, as if each had a start of its own.
+os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_ADDR": "127.0.0.1"}
+for port, command in json.loads(sys.argv[1]):
+    os.environ["MASTER_PORT"] = str(port)
+    sys.argv = ["cache-dit", *command]
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
 """
 TOGETHER = ("flux", "qwen_image", "wan")
 
 
 @pytest.fixture(scope="module")
-def together(
-    folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Callable[[str], list[str]]]:
-    """What two processes draw; all families at once, as a start takes longer than the picture."""
+def together(folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two processes draw: all families in one start, which takes longer than a picture."""
     folder = tmp_path_factory.mktemp("together")
     worker = folder / "worker.py"
     worker.write_text(WORKER)
-
-    def line(family: str, *more: str) -> list[str]:
-        return command(family, folders(family), folder / family, *CACHED, *more)
-
     split = ("--parallel", "ulysses", "--ulysses-anything", "--attn", "native")
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--standalone",
-        str(worker),
+    commands = [
+        (port, command(family, folders(family), folder / family, *CACHED, *split))
+        for port, family in zip(free_ports(len(TOGETHER)), TOGETHER, strict=True)
     ]
-    started = [
-        subprocess.Popen(
-            [*launch, *line(family, *split)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        )
-        for family in TOGETHER
-    ]
-    limit = threading.Timer(200, lambda: [one.terminate() for one in started])
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(worker)]
+    started = subprocess.Popen(
+        [sys.executable, *launch, json.dumps(commands)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )
+    # Ended gently, so that it ends its processes.
+    limit = threading.Timer(300, started.terminate)
     limit.start()
-    said = [one.communicate()[0] for one in started]
+    said, _ = started.communicate()
     limit.cancel()
-    assert [one.returncode for one in started] == [0] * len(TOGETHER), "\n".join(said)[-5000:]
-    return folder, line
+    assert started.returncode == 0, said[-5000:]
+    return folder
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
 
 
 @pytest.mark.parametrize("family", TOGETHER)
-def test_two_processes_draw_the_same(family: str, together: tuple[Path, Callable[[str], list[str]]]) -> None:
-    folder, line = together
-    (path,) = (folder / family).iterdir()
+def test_two_processes_draw_the_same(
+    family: str, together: Path, alone: Callable[[str], dict[str, Any]]
+) -> None:
+    (path,) = (together / family).iterdir()
     assert "_R10_T0O0_S1_Ulysses2_ulysses_anything_native" in path.name
-    run(*line(family))
-    (alone,) = {*(folder / family).iterdir()} - {path}
-    assert "Ulysses" not in alone.name
-    wanted, got = frames_of(alone).astype(float), frames_of(path).astype(float)
+    one = Path(alone(family)["file"])
+    assert "Ulysses" not in one.name
+    wanted, got = frames_of(one).astype(float), frames_of(path).astype(float)
     assert wanted.std() > 1
     # Rounding to 256 levels, and for a video its compression, may enlarge differences of 1e-5.
     assert np.abs(wanted - got).max() <= (1 if path.suffix == ".png" else 8)
@@ -430,6 +466,8 @@ def test_names_of_files(tmp_path: Path) -> None:
         ("demo --preset F8B0", "give a name such as taylorseer"),
         ("demo --preset fora --config F1B0", "config and preset"),
         ("demo --quantize float9", "allowed are 'float8_per_row'"),
+        ("demo --quantize int8_per_row --offload group --compile", "torch keeps hold of compiled"),
+        ("demo --offload sequential --device cpu", "in main memory anyway"),
         ("demo --attn natve", "Did you mean 'native'"),
         ("demo --dtype float31", "Did you mean 'float32'"),
         ("demo --device warp", "which torch does not know"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from tiny.models import FLUX
 from tiny.pipelines import FLUX_TRUE_CFG
 from tiny.runs import Denoising, decisions
@@ -193,11 +194,15 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
         quantize(Net(), "bnb_nf4")
 
 
-def test_offloaded_groups_are_refused() -> None:
+def test_offloaded_weights_are_refused() -> None:
     model: Any = FLUX.build()
     model.enable_group_offload("cpu", offload_type="leaf_level")
     with pytest.raises(ConfigError, match="call quantize before enable_group_offload"):
         quantize(model, "int8_weight_only")
+    layer_by_layer = FLUX.build()
+    cpu_offload(layer_by_layer, execution_device=torch.device("cpu"))
+    with pytest.raises(ConfigError, match="call quantize before enable_sequential_cpu_offload"):
+        quantize(layer_by_layer, "int8_weight_only")
 
 
 def test_older_names() -> None:

@@ -141,10 +141,11 @@ def _put_on(
         enable_cache(pipe, **stack.cache)
     if stack.offload is not None:
         _offload(pipe, stack)
-        check_offload(pipe)
     if stack.compile is not None:
         undo.enter_context(set_compile_configs(**stack.compile))
         compile_repeated_blocks(pipe, fullgraph=_one_graph(pipe, stack))
+    if stack.offload is not None:
+        check_offload(pipe)
 
 
 def _tile(pipe: Any) -> None:

@@ -21,7 +21,7 @@ from cache_dit.generate.families import DEMO, Family
 from cache_dit.parallelism import ParallelismConfig
 from cache_dit.presets import Preset
 from cache_dit.quantize.apply import checked_quant_type
-from cache_dit.quantize.types import QuantType
+from cache_dit.quantize.types import SCHEMES, QuantType
 from cache_dit.shorthand import parse_config
 
 PROMPT = "a red house on grass at day with mountains"
@@ -225,7 +225,24 @@ def stack_of(
     )
     if quantized is not None:
         checked_quant_type(quantized.get("quant_type", QuantType.FLOAT8_PER_ROW))
+    _check_movable(stack)
     return stack
+
+
+def _check_movable(stack: Stack) -> None:
+    """What weights are offloaded from must be another place, and they must be free to go."""
+    if stack.offload is Offload.SEQUENTIAL and stack.device.type == "cpu":
+        raise ConfigError(
+            "offload is 'sequential', but the device is the CPU, where weights are in main memory anyway; "
+            "leave it out."
+        )
+    kind, held = stack.quant_type, stack.offload is Offload.GROUP and stack.compile is not None
+    if held and kind is not None and SCHEMES[kind].package == "torchao":
+        raise ConfigError(
+            f"quantize is {str(kind)!r}, compile is on and offload is 'group', but torch keeps hold of "
+            "compiled weights of torchao, so they cannot be moved; leave one of them out, or give offload "
+            "'model' or quantize 'bnb_nf4'."
+        )
 
 
 def processes() -> int:

@@ -138,11 +138,12 @@ def _check_excluded(excluded: Sequence[str], linears: _Chosen, model: nn.Module)
 
 
 def _check_not_offloaded(model: nn.Module) -> None:
-    """Group offloading keeps the parameters that it found, so exchanged ones would never be loaded."""
+    """Offloading keeps the parameters that it found, so exchanged ones would never be loaded."""
     for name, module in model.named_modules():
         hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
-        if any("group_offloading" in key for key in hooks):
+        grouped = any("group_offloading" in key for key in hooks)
+        if grouped or getattr(getattr(module, "_hf_hook", None), "offload", False):
+            call = "enable_group_offload" if grouped else "enable_sequential_cpu_offload"
             raise ConfigError(
-                f"{name or plain_class(model).__name__} is offloaded by groups already; call quantize before "
-                "enable_group_offload."
+                f"{name or plain_class(model).__name__} is offloaded already; call quantize before {call}."
             )
