@@ -1,7 +1,8 @@
-"""Run cases in several processes under gloo: one start of the processes for all cases of a module.
+"""Run cases in several processes under gloo: one start for all cases of a module.
 
 A module of cases has a function `cases(size)` that returns, by name, functions without arguments; every
 process calls all of them in order. What they return, or the error that they raise, comes back for each rank.
+The ranks are forks of one process, since importing what they need takes longer than most cases.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ import fcntl
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-LIMIT = 400
+Made = TypeVar("Made")
+LIMIT = 1200
 """Seconds for all cases together."""
-PATIENCE = 60
+PATIENCE = 200
 """Seconds that a collective waits for the other ranks."""
 
 
@@ -38,28 +42,59 @@ def outcomes(module: str, size: int, folder: Path) -> dict[str, list[Any]]:
 
 def _run(module: str, size: int) -> dict[str, list[Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, module, str(size), folder]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        ranks = [
-            subprocess.Popen(
-                [*command, str(rank)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
-            for rank in range(size)
-        ]
-        limit = threading.Timer(LIMIT, lambda: [rank.kill() for rank in ranks])
+        ranks = subprocess.Popen(
+            [sys.executable, __file__, module, str(size), folder],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        limit = threading.Timer(LIMIT, os.killpg, (ranks.pid, signal.SIGKILL))
         limit.start()
-        said = [rank.communicate()[0].decode(errors="replace") for rank in ranks]
+        said = ranks.communicate()[0].decode(errors="replace")
         limit.cancel()
         written = [Path(folder, f"{rank}.json") for rank in range(size)]
         if not all(path.exists() for path in written):
-            raise RuntimeError(
-                f"{module} failed with {size} ranks:\n" + "\n".join(text[-3000:] for text in said)
-            )
+            raise RuntimeError(f"{module} failed with {size} ranks:\n{said[-5000:]}")
         values = [json.loads(path.read_text()) for path in written]
     return {name: [value[name] for value in values] for name in values[0]}
 
 
-def main(module: str, size: int, folder: str, rank: int) -> None:
+def once(compute: Callable[[], Made]) -> Made:
+    """What a case computes without the others, computed by rank 0 for all of them."""
+    import torch.distributed as dist
+
+    made: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            made[0] = compute()
+        except Exception:  # noqa: BLE001  # raised on all ranks, so that none waits for another
+            made[1] = traceback.format_exc()
+    dist.broadcast_object_list(made)
+    if made[1] is not None:
+        raise RuntimeError(made[1])
+    result: Made = made[0]
+    return result
+
+
+def main(module: str, size: int, folder: str) -> None:
+    importlib.import_module(module)
+    ranks = []
+    for rank in range(size):
+        process = os.fork()
+        if process == 0:
+            try:
+                _work(module, size, folder, rank)
+            except BaseException:  # noqa: BLE001  # the others end by themselves then
+                traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(0)
+        ranks.append(process)
+    for process in ranks:
+        os.waitpid(process, 0)
+
+
+def _work(module: str, size: int, folder: str, rank: int) -> None:
     import torch
     import torch.distributed as dist
 
@@ -84,4 +119,4 @@ def main(module: str, size: int, folder: str, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

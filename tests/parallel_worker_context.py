@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import parallel_control_cases
 import torch
 import torch.distributed as dist
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from parallel_harness import once
 from tiny.models import FLUX, QWEN_IMAGE, TINY_MODELS, WAN, TinyModel, output_of, tiny_model
 from tiny.runs import Denoising, decisions, small_flux
 from torch import Tensor, nn
@@ -109,6 +111,13 @@ METHODS: dict[str, tuple[CacheConfig, CalibratorConfig | None]] = {
 
 
 METHODS_OF = {2: tuple(METHODS), 4: ("dbcache", "dicache", "tolerance")}
+# Few layers, for what is run on many ranks.
+LAYERS: dict[str, dict[str, int]] = {
+    "FluxTransformer2DModel": {"num_layers": 2, "num_single_layers": 2},
+    "QwenImageTransformer2DModel": {"num_layers": 2},
+    "WanTransformer3DModel": {"num_layers": 2},
+    "ZImageTransformer2DModel": {"n_layers": 2},
+}
 built = functools.cache(lambda tiny: tiny.build())
 
 
@@ -118,11 +127,7 @@ def cases(size: int) -> dict[str, Case]:
     for method in METHODS_OF[size]:
         found[f"cached {method}"] = functools.partial(cached, method, size)
     if size == 2:
-        found |= {
-            f"plan {tiny.id} {variant}": functools.partial(planned, tiny, variant)
-            for tiny in MODELS.values()
-            for variant in ("", *tiny.variants)
-        }
+        found |= {f"plan {tiny.id}": functools.partial(planned, tiny) for tiny in MODELS.values()}
         found |= {
             "skips_block_0": skips_block_0,
             "disagreement": disagreement,
@@ -147,9 +152,17 @@ def cases(size: int) -> dict[str, Case]:
 
 
 def _exactness(size: int) -> Iterator[tuple[str, Case]]:
-    for mode, sizes in MODES[size].items():
-        for tiny in FAMILIES:
+    for tiny in map(short, FAMILIES):
+        for mode, sizes in MODES[size].items():
             yield f"{mode} {tiny.name}", functools.partial(exactness, tiny, sizes)
+
+
+def short(tiny: TinyModel) -> TinyModel:
+    """The same with few layers."""
+    assert isinstance(tiny.build, functools.partial)
+    name, seed, config, gains = tiny.build.args
+    build = functools.partial(tiny.build.func, name, seed, {**config, **LAYERS[name]}, gains)
+    return dataclasses.replace(tiny, build=build)
 
 
 def error(wanted: tuple[Tensor, ...], got: tuple[Tensor, ...]) -> float:
@@ -157,30 +170,38 @@ def error(wanted: tuple[Tensor, ...], got: tuple[Tensor, ...]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(wanted, got, strict=True))
 
 
+@functools.cache
+def alone(tiny: TinyModel) -> tuple[Tensor, ...]:
+    """A forward of one process."""
+    return once(lambda: output_of(built(tiny), tiny.inputs(0)))
+
+
 def exactness(tiny: TinyModel, sizes: dict[str, Any]) -> float:
-    """A forward of ranks together against one process."""
-    model = built(tiny)
-    wanted = output_of(model, tiny.inputs(0))
+    """A forward of ranks together against one process, and one after it."""
+    model, wanted = built(tiny), alone(tiny)
+    kinds = [type(getattr(part, "processor", part)) for part in model.modules()]
     cache_dit.enable_cache(model, parallelism_config=ParallelismConfig(ulysses_anything=True, **sizes))
     got = output_of(model, tiny.inputs(0))
     cache_dit.disable_cache(model)
-    return max(error(wanted, got), error(wanted, output_of(model, tiny.inputs(0))))
+    assert kinds == [type(getattr(part, "processor", part)) for part in model.modules()]
+    return max(error(wanted, got), error(wanted, once(lambda: output_of(model, tiny.inputs(0)))))
 
 
-def planned(tiny: TinyModel, variant: str) -> dict[str, Any]:
-    """Every plan, with all inputs that its class knows."""
-    inputs = tiny.variants[variant] if variant else tiny.inputs
-    model = built(tiny)
-    wanted = output_of(model, inputs(0))
+def planned(tiny: TinyModel) -> dict[str, Any]:
+    """A plan with all inputs that its class knows, by their names."""
+    model, inputs = built(tiny), {"": tiny.inputs, **tiny.variants}
+    wanted = once(lambda: {name: output_of(model, given(0)) for name, given in inputs.items()})
     config = ParallelismConfig(ulysses_size=2, ulysses_anything=True)
     cache_dit.enable_cache(model, parallelism_config=config)
-    try:
-        got = output_of(model, inputs(0))
-    except cache_dit.CacheDiTError as refused:
-        return {"refused": str(refused)}
-    finally:
-        cache_dit.disable_cache(model)
-    return {"error": error(wanted, got), "scale": float(wanted[0].abs().max())}
+    found: dict[str, Any] = {}
+    for name, given in inputs.items():
+        try:
+            got = output_of(model, given(0))
+            found[name] = {"error": error(wanted[name], got), "scale": float(got[0].abs().max())}
+        except cache_dit.CacheDiTError as refused:
+            found[name] = {"refused": str(refused)}
+    cache_dit.disable_cache(model)
+    return found
 
 
 def run(model: nn.Module, method: str) -> tuple[Tensor, str]:
@@ -191,35 +212,39 @@ def run(model: nn.Module, method: str) -> tuple[Tensor, str]:
     return made, decisions(model)
 
 
+@functools.cache
+def run_alone(method: str) -> tuple[Tensor, str]:
+    """The same of one process."""
+    return once(lambda: run(small_flux(), method))
+
+
 def cached(method: str, size: int, **others: int) -> dict[str, Any]:
     """Decisions and result of ranks together against one process."""
-    model = small_flux()
-    wanted, alone = run(model, method)
-    cache_dit.disable_cache(model)
+    model, (wanted, steps) = small_flux(), run_alone(method)
     sizes: dict[str, Any] = {"ulysses_size": 2, "ring_size": size // 2, **others}
     cache_dit.enable_cache(model, parallelism_config=ParallelismConfig(ulysses_anything=True, **sizes))
     got, together = run(model, method)
-    return {"error": error((wanted,), (got,)), "alone": alone, "together": together}
+    return {"error": error((wanted,), (got,)), "alone": steps, "together": together}
 
 
 def skips_block_0() -> dict[str, Any]:
     """Qwen-Image and Wan, whose sequence is cut at the first block, where that one is skipped too."""
     found = {}
-    for tiny in (QWEN_IMAGE, WAN):
+    for tiny in map(short, (QWEN_IMAGE, WAN)):
         model = tiny.build()
-        config = IntervalConfig(interval=2, max_warmup_steps=1, num_inference_steps=4)
-        results = []
-        for together in (False, True):
-            if together:
-                cache_dit.enable_cache(
-                    model, parallelism_config=ParallelismConfig(ulysses_size=2, ulysses_anything=True)
-                )
+
+        def run_once(tiny: TinyModel = tiny, model: nn.Module = model) -> tuple[list[Any], str]:
+            config = IntervalConfig(interval=2, max_warmup_steps=1, num_inference_steps=4)
             cache_dit.enable_cache(model, config)
-            outputs = [output_of(model, tiny.inputs(seed)) for seed in range(4)]
-            results.append((outputs, decisions(model)))
-            cache_dit.disable_cache(model)
-        (wanted, alone), (got, shared) = results
-        found[tiny.name] = {"error": max(map(error, wanted, got)), "alone": alone, "together": shared}
+            return [output_of(model, tiny.inputs(seed)) for seed in range(4)], decisions(model)
+
+        wanted, steps = once(run_once)
+        cache_dit.disable_cache(model)
+        cache_dit.enable_cache(
+            model, parallelism_config=ParallelismConfig(ulysses_size=2, ulysses_anything=True)
+        )
+        got, shared = run_once()
+        found[tiny.name] = {"error": max(map(error, wanted, got)), "alone": steps, "together": shared}
     return found
 
 
