@@ -158,6 +158,18 @@ def test_configs_cannot_be_changed() -> None:
         DBCacheConfig().max_warmup_steps = 4  # type: ignore[misc]
 
 
+def test_a_list_is_kept_as_a_tuple() -> None:
+    mask, window = [1, 1, 0], [0.1, 0.5]
+    listed = DBCacheConfig(steps_computation_mask=mask, uncond_window=window)
+    mask.append(0)
+    assert listed.steps_computation_mask == (1, 1, 0)
+    assert listed == DBCacheConfig(steps_computation_mask=(1, 1, 0), uncond_window=(0.1, 0.5))
+    assert len({listed, DBCacheConfig(steps_computation_mask=range(1, 2)), DBCacheConfig()}) == 3
+    override = DBCacheConfig().reset(steps_computation_mask=[1, 1, 0])
+    assert override == DBCacheConfig().reset(steps_computation_mask=(1, 1, 0))
+    assert DBCacheConfig().updated(override).policy().mask == (1, 1, 0)
+
+
 def test_mask_of_another_length_than_the_steps() -> None:
     with pytest.raises(ConfigError, match=r"steps_computation_mask has 3 entries but the run has 4 steps"):
         DBCacheConfig(steps_computation_mask=[1, 0, 1], num_inference_steps=4)

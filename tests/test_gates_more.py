@@ -28,11 +28,11 @@ from cache_dit.caching.catalogue import (
 )
 from cache_dit.caching.config import CacheConfig, CacheType, Place
 from cache_dit.caching.gates.teacache import FLUX_COEFFICIENTS, TeaCacheGate
-from cache_dit.caching.maths.change import norm_ratios
 from cache_dit.caching.maths.gate import Policy, Probe, Reason, Signal, Verdict
 from cache_dit.caching.maths.moment import Moment
 from cache_dit.caching.maths.spectrum import denoised
 from cache_dit.errors import ConfigError, ConfigTypeError
+from cache_dit.tune.magnitudes import norm_ratio
 
 NAN, INF = math.nan, math.inf
 COMPUTED, SKIPPED = Verdict(False, Reason.NO_HISTORY), Verdict(True, Reason.SIMILAR, 0.0)
@@ -340,20 +340,11 @@ def test_magcache_has_no_table_of_its_own() -> None:
     assert given.updated(MagCacheConfig().reset(threshold=0.1)).gate().ratios == (1.0, 1.1)
 
 
-def test_norm_ratios_come_one_by_one() -> None:
+def test_the_ratio_of_norms_is_the_mean_over_tokens() -> None:
     first = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])
     second = torch.tensor([[[6.0, 8.0], [0.0, 1.0]]])
-    given: list[Tensor] = []
-
-    def residuals() -> Iterable[Tensor]:
-        for residual in (first, second, second.bfloat16()):
-            given.append(residual)
-            yield residual
-
-    ratios = norm_ratios(residuals())
-    assert next(ratios) == 1.0
-    assert len(given) == 1
-    assert list(ratios) == [1.25, 1.0]
+    assert norm_ratio(second, first) == 1.25
+    assert norm_ratio(second.bfloat16(), second) == 1.0
 
 
 # SpeCa.

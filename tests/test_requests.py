@@ -31,11 +31,13 @@ from cache_dit import (
     Request,
     TaylorSeerCalibratorConfig,
 )
+from cache_dit.api import attachments_of
 from cache_dit.caching.engine.flow import FlowCheck
 from cache_dit.caching.engine.requests import current_request
 from cache_dit.caching.engine.run import RunState
 from cache_dit.caching.engine.session import Session
 from cache_dit.errors import ConfigError
+from cache_dit.stats import Problem
 
 BASE = DBCacheConfig(
     Fn_compute_blocks=1, max_warmup_steps=3, residual_diff_threshold=0.9, max_continuous_cached_steps=1
@@ -323,6 +325,42 @@ def test_a_request_for_a_call_of_a_pipeline() -> None:
         assert torch.equal(FLUX_TRUE_CFG.call(pipe, 0, 6), expected)
     assert torch.equal(FLUX_TRUE_CFG.call(pipe, 0, 6), plain)
     assert not torch.equal(expected, plain)
+
+
+def test_a_summary_tells_what_ran_under_each_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = cache_dit.enable_cache(FLUX_TRUE_CFG.build(), BASE, TAYLOR)
+    with Request(cache_config=PARTIAL, calibrator_config=LEVELS):
+        FLUX_TRUE_CFG.call(pipe, 0, 6)
+    FLUX_TRUE_CFG.call(pipe, 0, 5)
+    never = DBCacheConfig().reset(residual_diff_threshold=0.0)
+    for _ in range(2):
+        with Request(cache_config=never):
+            FLUX_TRUE_CFG.call(pipe, 0, 4)
+    found = cache_dit.summary(pipe)
+    assert [(entry.total_steps, entry.requested) for entry in found] == [(5, False), (6, True), (4, True)]
+    assert [entry.config.partition("_R")[2] for entry in found] == ["0.9_T1O2", "1_T1O1", "0_T1O2"]
+    assert found[1].cached_steps == [3, 5]
+    (only,) = cache_dit.diagnose(pipe, logging=False)
+    assert only.problem is Problem.NEVER_CACHED
+    assert only.text.startswith(f"under {found[2].config}, as requested: residual_diff_threshold is 0,")
+    printed = capsys.readouterr().out
+    assert printed.count("(as requested)") == 2
+    assert str(only) in printed
+
+
+def test_equal_configurations_of_requests_are_one_session() -> None:
+    model = cache_dit.enable_cache(small_flux(), BASE, TAYLOR)
+    (attached,) = attachments_of(model)
+    first, same, other = (
+        attached.of(Request(cache_config=DBCacheConfig().reset(max_warmup_steps=warmup)))
+        for warmup in (2, 2, 3)
+    )
+    assert first is same
+    assert first.session.live is other.session.live is attached.session.live
+    assert [one.requested for one in (attached, first, other)] == [False, True, True]
+    for warmup in range(20):
+        attached.of(Request(cache_config=DBCacheConfig().reset(max_warmup_steps=warmup)))
+    assert len(attached.others) == 8
 
 
 def test_a_configuration_that_does_not_fit_harms_no_other_request() -> None:

@@ -159,19 +159,18 @@ class CacheConfig(Options, ABC):
         super().__post_init__()
         mask, total = self.steps_computation_mask, self.num_inference_steps
         if mask is not None and total is not None and self.force_refresh_step_hint is None:
-            check_mask_length(mask, total)
+            check_mask_length(len(mask), total)
         self._check_uncond()
 
     def _check_uncond(self) -> None:
         window = self.uncond_window
         if not window[0] < window[1]:
-            raise ConfigError(f"uncond_window is {tuple(window)}; give a low and a higher noise level.")
+            raise ConfigError(f"uncond_window is {window}; give a low and a higher noise level.")
         if self.uncond_interval is not None and self.enable_separate_cfg is False:
             raise ConfigError(
                 f"uncond_interval is {self.uncond_interval} but enable_separate_cfg is False, so the "
                 "unconditional branch has no call of its own to be skipped; leave one of them out."
             )
-
         if self.uncond_interval is not None and self.per_sample:
             raise ConfigError(
                 f"per_sample is True but uncond_interval is {self.uncond_interval}, which skips a branch of "
@@ -189,14 +188,13 @@ class CacheConfig(Options, ABC):
 
     def policy(self) -> Policy:
         """The rule within the limits that are set here."""
-        mask = self.steps_computation_mask
         return Policy(
             gate=Always(Reason.MASK) if self.static else self.gate(),
             warmup=self.max_warmup_steps,
             warmup_interval=self.warmup_interval,
             max_cached=-1 if self.static else self.max_cached_steps,
             max_continuous=-1 if self.static else self.max_continuous_cached_steps,
-            mask=None if mask is None else tuple(mask),
+            mask=self.steps_computation_mask,
         )
 
     def policy_of(self, kind: Kind) -> Policy:
@@ -353,10 +351,10 @@ class CalibratorConfig(Options):
         return "the last computed change" if self.calibrator_cache_type == "residual" else "the last output"
 
 
-def check_mask_length(mask: Sequence[int], total: int) -> None:
-    """Raise `ConfigError` unless the mask has one entry for each of `total` steps."""
-    if len(mask) != total:
+def check_mask_length(length: int, total: int) -> None:
+    """Raise `ConfigError` unless a steps mask of `length` entries has one for each of `total` steps."""
+    if length != total:
         raise ConfigError(
-            f"steps_computation_mask has {len(mask)} entries but the run has {total} steps; give "
-            f"cache_dit.steps_mask(mask_policy=..., total_steps={total}) or run {len(mask)} steps."
+            f"steps_computation_mask has {length} entries but the run has {total} steps; give "
+            f"cache_dit.steps_mask(mask_policy=..., total_steps={total}) or run {length} steps."
         )

@@ -111,13 +111,19 @@ class Override:
 
 
 class Options:
-    """Base of the option classes; subclasses are decorated with `options`."""
+    """Base of the option classes; subclasses are decorated with `options`.
+
+    An option that was given as a list is kept as a tuple.
+    """
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            check = field.metadata.get("check")
+            check, value = field.metadata.get("check"), getattr(self, field.name)
             if check is not None:
-                check(field.name, getattr(self, field.name))
+                check(field.name, value)
+                if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+                    # Nobody changes it later, and what was given as a list equals what was given as a tuple.
+                    object.__setattr__(self, field.name, tuple(value))
 
     def reset(self, **fields: Any) -> Override:
         """Return a partial override: only the fields named here are set, the others stay as they are.
@@ -128,8 +134,8 @@ class Options:
             ConfigTypeError: A field is unknown or has a value of the wrong type.
             ConfigError: A value that is not allowed.
         """
-        type(self)(**fields)
-        return Override(type(self), fields)
+        made = type(self)(**fields)
+        return Override(type(self), {name: getattr(made, name) for name in fields})
 
     def updated(self, override: Self | Override) -> Self:
         """Return `override` where it is whole, or a copy of self with its fields where it is partial."""

@@ -101,10 +101,19 @@ def _findings(attached: Attachment, *, compiled: bool) -> Iterator[tuple[Problem
     if attached.replaced is not None:
         now = attached.strify()
         yield Problem.REPLACED, f"enable_cache was called again: {now} took the place of {attached.replaced}."
-    stats = stats_of(attached)
-    if not stats:
+    ran = [under for under in (attached, *attached.others) if under.session.latest is not None]
+    if not ran:
         yield Problem.NOT_RUN, "no forward since enable_cache; run the pipeline, then ask again."
         return
+    for under in ran:
+        of = f"under {under.strify()}, as requested: " if under.requested else ""
+        yield from ((problem, f"{of}{text}") for problem, text in _of_run(under))
+    yield from ((Problem.NOT_COVERED, text) for text in _uncovered(ran[0]))
+
+
+def _of_run(attached: Attachment) -> Iterator[tuple[Problem, str]]:
+    """The findings in the records of the last run under one configuration."""
+    stats = stats_of(attached)
     for entry, setting in zip(stats, attached.settings, strict=True):
         if odd := [step.step for step in entry.steps if step.verdict.reason is Reason.NOT_FINITE]:
             yield Problem.NOT_FINITE, f"step {min(odd)} of {' + '.join(entry.lists)} {_NOT_FINITE}"
@@ -117,7 +126,6 @@ def _findings(attached: Attachment, *, compiled: bool) -> Iterator[tuple[Problem
     asked = session.plan.whole is not None or session.plan.trajectory is not None
     if asked and session.latest is not None and session.latest.sampler_unknown:
         yield Problem.ESTIMATE, _ESTIMATE
-    yield from ((Problem.NOT_COVERED, text) for text in _uncovered(attached))
 
 
 def _never_cached(stats: CacheStats, cache: CacheConfig) -> tuple[Problem, str]:

@@ -52,6 +52,8 @@ class CacheStats:
         pruned: Blocks that were skipped, of how many decisions. None (default) where not every block decides
             alone.
         limit: What changes are held against. None (default) for methods that measure none.
+        requested: The configuration is one that requests brought along, not that of the transformer. Default
+            False.
     """
 
     model: str
@@ -65,6 +67,7 @@ class CacheStats:
     flops_saved: float | None
     pruned: tuple[int, int] | None = None
     limit: Limit | None = None
+    requested: bool = False
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -135,6 +138,7 @@ def stats_of(attached: Attachment) -> list[CacheStats]:
                 flops_saved=None if flops is None else _saved(attached, record, members, flops),
                 pruned=_pruned({at: segments[at] for at in leaders}, steps),
                 limit=_limit(setting.cache),
+                requested=attached.requested,
             )
         )
     return made

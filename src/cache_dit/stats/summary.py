@@ -18,6 +18,8 @@ _POINTS = {"Min": 0.0, "P25": 0.25, "P50": 0.5, "P75": 0.75, "P95": 0.95, "Max":
 def summary(pipe_or_adapter: Any, details: bool = False, logging: bool = True) -> list[CacheStats]:
     """Tell what caching did in the last run, and below it what `diagnose` finds wrong or idle.
 
+    The last run of the transformer's configuration, and of each that requests brought along, the latest 8.
+
     Args:
         pipe_or_adapter: What `enable_cache` was given, or the pipeline or transformer itself.
         details: Print every step: computed or cached, why, and the measured change; and the changes of every
@@ -25,15 +27,15 @@ def summary(pipe_or_adapter: Any, details: bool = False, logging: bool = True) -
         logging: Print; False only returns the data.
 
     Returns:
-        One entry for each transformer and, where block lists decide for themselves, for each list. Empty for
-        a transformer that has not run since `enable_cache`.
+        One entry for each transformer and configuration and, where block lists decide for themselves, for
+        each list. Empty for a transformer that has not run since `enable_cache`.
 
     Raises:
         UnsupportedModelError: The object is no pipeline, transformer or adapter.
         ConfigError: Caching is not enabled on it.
     """
     attached = attachments_of(pipe_or_adapter)
-    stats = [entry for one in attached for entry in stats_of(one)]
+    stats = [entry for one in attached for under in (one, *one.others) for entry in stats_of(under)]
     if logging:
         found = [f"Note: {finding}" for finding in diagnose(pipe_or_adapter, logging=False)]
         print("\n\n".join([*(_text(entry, details) for entry in stats), *found]))
@@ -66,8 +68,9 @@ def strify(target: Any) -> str:
 
 def _text(stats: CacheStats, details: bool) -> str:
     saved = "not counted" if stats.flops_saved is None else f"{stats.flops_saved:.1%}"
+    asked = " (as requested)" if stats.requested else ""
     head = (
-        f"{stats.model}: {' + '.join(stats.lists)}\n{strify(stats)}\n"
+        f"{stats.model}: {' + '.join(stats.lists)}\n{strify(stats)}{asked}\n"
         f"FLOPs saved (estimated): {saved}; cache state: {stats.state_bytes / 2**20:.2f} MiB; "
         f"skipped steps are filled with {stats.forecaster}"
     )

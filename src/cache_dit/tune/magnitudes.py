@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cache_dit.api import disable_cache, enable_cache
 from cache_dit.caching.config import CalibratorConfig
 from cache_dit.caching.forecasters.reuse import Reuse
 from cache_dit.caching.gates.interval import IntervalConfig
-from cache_dit.caching.maths.change import norm_ratios
 from cache_dit.caching.maths.forecaster import Forecaster
 from cache_dit.caching.maths.moment import Moment
 from cache_dit.caching.options import instance_of, option, options
@@ -28,7 +28,7 @@ class _Ratios(Reuse):
     found: dict[int, list[float]]
 
     def observe(self, state: Tensor | None, at: Moment, value: Tensor) -> Tensor:
-        *_, ratio = norm_ratios([value] if state is None else [state, value])
+        ratio = 1.0 if state is None else norm_ratio(value, state)
         self.found.setdefault(at.step, []).append(ratio)
         return value
 
@@ -77,3 +77,9 @@ def magcache_ratios(
     ratios = [fmean(found[step]) for step in sorted(found)]
     # The engine looks at nothing that no later step could use.
     return (*ratios, ratios[-1])
+
+
+def norm_ratio(value: Tensor, before: Tensor) -> float:
+    """How much the tokens of a residual, (..., tokens, channels), have grown: the mean ratio of L2 norms."""
+    new, old = (torch.linalg.vector_norm(each, dim=-1, dtype=torch.float32) for each in (value, before))
+    return float((new / old).mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable
 
 from torch import nn
@@ -14,6 +15,9 @@ from cache_dit.caching.engine.requests import LiveRuns, Request
 from cache_dit.caching.engine.session import Session
 from cache_dit.caching.patch_functors import Patch
 from cache_dit.errors import ConfigError
+
+_MOST_OTHERS = 8
+"""Configurations of requests that a summary can tell of; those in use are kept by their requests."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
@@ -28,6 +32,8 @@ class Attachment:
         replaced: Configuration, in short form, that was in force when caching was enabled again; else None.
         choose: The settings for lists that the first forward will show; None once they are known.
         patch: What a patch functor has changed.
+        requested: The settings are those of requests with a configuration of their own. Default False.
+        others: The same under such configurations, the latest few.
     """
 
     lists: Lists
@@ -37,6 +43,8 @@ class Attachment:
     replaced: str | None = None
     choose: Callable[[Lists], tuple[Setting, ...]] | None = None
     patch: Patch | None = None
+    requested: bool = False
+    others: deque[Attachment] = dataclasses.field(default_factory=lambda: deque(maxlen=_MOST_OTHERS))
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
@@ -63,18 +71,28 @@ class Attachment:
             return self
         own: Attachment | None = request.attachments.get(self)
         if own is None:
-            settings = [one.updated(request.cache_config, request.calibrator_config) for one in self.settings]
-            limit, asked = self.settings[0].cache.max_live_requests, settings[0].cache.max_live_requests
-            # A whole configuration always has a limit: only one that was chosen can be a mistake.
-            if asked not in (limit, CacheConfig.max_live_requests):
-                raise ConfigError(
-                    f"max_live_requests is {asked} in the configuration of a request, but it counts for all "
-                    f"those of the transformer, where it is {limit}; set it in enable_cache."
-                )
-            own = request.attachments[self] = attachment(
-                self.lists, tuple(settings), shares_run=self.shares_run, live=self.session.live
-            )
+            cache, calibrator = request.cache_config, request.calibrator_config
+            own = self._under(tuple([one.updated(cache, calibrator) for one in self.settings]))
+            request.attachments[self] = own
         return own
+
+    def _under(self, settings: tuple[Setting, ...]) -> Attachment:
+        """The same under a request's settings; requests with equal ones share it."""
+        limit, asked = self.settings[0].cache.max_live_requests, settings[0].cache.max_live_requests
+        # A whole configuration always has a limit: only one that was chosen can be a mistake.
+        if asked not in (limit, CacheConfig.max_live_requests):
+            raise ConfigError(
+                f"max_live_requests is {asked} in the configuration of a request, but it counts for all "
+                f"those of the transformer, where it is {limit}; set it in enable_cache."
+            )
+        # A copy, since another thread may add one meanwhile.
+        known = next((one for one in tuple(self.others) if one.settings == settings), None)
+        if known is not None:
+            return known
+        made = attachment(self.lists, settings, shares_run=self.shares_run, live=self.session.live)
+        made = dataclasses.replace(made, requested=True)
+        self.others.append(made)
+        return made
 
     def strify(self) -> str:
         """Configuration in short form, such as `DBCache_F8B0_W8I1M0MC0_R0.08_T0O0`."""

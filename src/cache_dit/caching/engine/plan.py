@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cache_dit.caching.config import check_mask_length
 from cache_dit.caching.engine.ports import Call, Echo, Port, Ports
 from cache_dit.caching.maths.forecaster import Forecaster
 from cache_dit.caching.maths.gate import Policy, Signal
 from cache_dit.caching.maths.tokens import Tokens
 from cache_dit.caching.maths.trajectory import Trajectory
-from cache_dit.errors import ConfigError
 
 COND, UNCOND = "cond", "uncond"
 """Names of the branches of classifier-free guidance, as diffusers' pipelines give them."""
@@ -207,11 +207,8 @@ class Plan:
         """
         if total is None:
             return
-        for length in self.mask_lengths - {total}:
-            raise ConfigError(
-                f"steps_computation_mask has {length} entries but the run has {total} steps; give "
-                f"cache_dit.steps_mask(mask_policy=..., total_steps={total}) or run {length} steps."
-            )
+        for length in self.mask_lengths:
+            check_mask_length(length, total)
         if self.tuned_steps not in (None, total):
             warnings.warn(
                 f"tuned_steps is {self.tuned_steps} but the run has {total} steps: schedules are stretched, "

@@ -24,7 +24,7 @@ class Magnitude(NamedTuple):
 class MagCacheGate(Gate):
     """Skip while `sum |1 - product of ratios|` since the last computed step is at most the threshold."""
 
-    ratios: tuple[float, ...]
+    ratios: Sequence[float]
     threshold: float
     retention: float
 
@@ -72,7 +72,7 @@ class MagCacheConfig(CacheConfig):
         # Not asked for by the constructor, so that `reset` can name other fields alone.
         if not self.ratios:
             raise ConfigError("ratios is empty; give those that cache_dit.tune.magcache_ratios measures.")
-        return MagCacheGate(tuple(self.ratios), self.threshold, self.retention)
+        return MagCacheGate(self.ratios, self.threshold, self.retention)
 
     def label(self) -> str:
         return f"MAG{self.threshold:g}"

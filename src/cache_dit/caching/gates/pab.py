@@ -58,7 +58,7 @@ class PABConfig(CacheConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.window[0] < self.window[1]:
-            raise ConfigError(f"window is {tuple(self.window)}; give a low and a higher noise level.")
+            raise ConfigError(f"window is {self.window}; give a low and a higher noise level.")
 
     def gate(self, kind: Kind = Kind.SPATIAL) -> BroadcastGate:
         """The rule of one kind of module, for steps that no limit decides."""

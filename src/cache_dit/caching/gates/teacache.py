@@ -25,7 +25,7 @@ class TeaCacheGate(AccumulatedGate):
     """
 
     signal: ClassVar[Signal] = Signal.MODULATED
-    coefficients: tuple[float, ...] | None = None
+    coefficients: Sequence[float] | None = None
 
     def weight(self, change: float) -> float:
         if self.coefficients is None:
@@ -58,9 +58,7 @@ class TeaCacheConfig(CacheConfig):
     max_warmup_steps: int = option(whole(0), default=1)
 
     def gate(self) -> TeaCacheGate:
-        return TeaCacheGate(
-            self.rel_l1_thresh, None if self.coefficients is None else tuple(self.coefficients)
-        )
+        return TeaCacheGate(self.rel_l1_thresh, self.coefficients)
 
     def label(self) -> str:
         """`TEA` and the threshold; `P` where there is a polynomial."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -55,19 +54,3 @@ def relative_l1(
     if math.isnan(ratio) and float(norm) == float(difference) == 0.0:
         return 0.0
     return ratio
-
-
-def norm_ratios(residuals: Iterable[Tensor]) -> Iterator[float]:
-    """How a residual grows: the mean over tokens of its L2 norm over that of the one before; the first is 1.
-
-    One number for each residual, as they come, and nothing but norms is kept. They are the table of
-    MagCache (arXiv 2506.09045).
-
-    Args:
-        residuals: What the skippable part adds to its stream, (..., tokens, channels), of one run in order.
-    """
-    before: Tensor | None = None
-    for residual in residuals:
-        norms = torch.linalg.vector_norm(residual, dim=-1, dtype=torch.float32)
-        yield 1.0 if before is None else float((norms / before).mean())
-        before = norms

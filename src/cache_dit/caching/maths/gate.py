@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
@@ -153,7 +154,7 @@ class Policy:
     max_cached: int = -1
     max_continuous: int = -1
     max_accumulated: float | None = None
-    mask: tuple[int, ...] | None = None
+    mask: Sequence[int] | None = None
 
     def init(self) -> Counters:
         """The state before the first step."""
