@@ -90,11 +90,11 @@ def test_cached_runs_repeat_and_disabling_gives_the_pipeline_back(tiny: TinyPipe
 def test_without_options_branches_decide_together_and_the_estimate_fills() -> None:
     (attached,) = attachments_of(enable_cache(FLUX_PIPELINE.build()))
     plan = attached.session.plan
-    assert plan.share_change
+    assert not plan.options.cfg_diff_compute_separate
     assert plan.estimates
     (attached,) = attachments_of(enable_cache(FLUX_PIPELINE.build(), DBCacheConfig(Fn_compute_blocks=1)))
     plan = attached.session.plan
-    assert not plan.share_change
+    assert plan.options.cfg_diff_compute_separate
     assert not plan.estimates
 
 

@@ -46,6 +46,7 @@ LAYERS: dict[str, float] = {
     "cache_dit.quantize": 4,
     "cache_dit.short_names": 4,
     "cache_dit.shorthand": 4,
+    "cache_dit.supported": 4,
     "cache_dit.tune": 4,
     "cache_dit.cli": 5,
 }

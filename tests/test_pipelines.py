@@ -18,7 +18,7 @@ from cache_dit.api import attachments_of
 from cache_dit.caching.models.rows import ROWS
 from cache_dit.caching.models.unsupported import UNSUPPORTED
 from cache_dit.stats import stats
-from cache_dit.stats.supported import family_of, guidance_of
+from cache_dit.supported import family_of, guidance_of
 
 STEPS = 4
 CONFIG = DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold=1.0)

@@ -71,9 +71,8 @@ from .stats import (
     diagnose,
     strify,
     summary,
-    supported_matrix,
-    supported_pipelines,
 )
+from .supported import supported_matrix, supported_pipelines
 
 __all__ = [
     "NONE",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from cache_dit.caching.attach.attachment import Attachment, attachment
@@ -23,7 +24,7 @@ from cache_dit.caching.attach.override import (
 from cache_dit.caching.attach.planning import fitting_default
 from cache_dit.caching.attach.targets import cached_models, compiled_of, lists_of, patched, transformers_of
 from cache_dit.caching.attach.timeline import pipeline_request
-from cache_dit.caching.block_adapters.adapter import ParamsModifier
+from cache_dit.caching.block_adapters.adapter import BlockAdapter, ParamsModifier
 from cache_dit.caching.block_adapters.register import adapter_of
 from cache_dit.caching.config import CacheConfig, CalibratorConfig, DBCacheConfig
 from cache_dit.caching.forecasters.trajectory import TrajectoryCalibratorConfig
@@ -81,18 +82,25 @@ def enable_cache(
     optional(instance_of(CacheConfig, Override, Preset))("cache_config", cache_config)
     optional(instance_of(CalibratorConfig))("calibrator_config", calibrator_config)
     optional(instance_of(Distribution))("parallelism_config", parallelism_config)
-    adapter, made_for = adapter_of(pipe_or_adapter), ""
-    if parallelism_config is not None:
-        whole_again = spread(parallelism_config, transformers_of(adapter), adapter.pipe)
-        try:
-            if any(given is not None for given in (cache_config, calibrator_config, params_modifiers)):
-                enable_cache(pipe_or_adapter, cache_config, calibrator_config, params_modifiers)
-        except BaseException:
-            whole_again()
-            raise
-        for compiled in compiled_of(adapter):
-            rebind(compiled)
-        return pipe_or_adapter
+    adapter, given = adapter_of(pipe_or_adapter), (cache_config, calibrator_config, params_modifiers)
+    with ExitStack() as undo:
+        if parallelism_config is not None:
+            undo.callback(spread(parallelism_config, transformers_of(adapter), adapter.pipe))
+        if parallelism_config is None or any(one is not None for one in given):
+            _cache(adapter, *given)
+        undo.pop_all()
+    for compiled in compiled_of(adapter):
+        rebind(compiled)
+    return pipe_or_adapter
+
+
+def _cache(
+    adapter: BlockAdapter,
+    cache_config: CacheConfig | Override | Preset | None,
+    calibrator_config: CalibratorConfig | None,
+    params_modifiers: _Modifiers | None,
+) -> None:
+    made_for = ""
     if isinstance(cache_config, Preset):
         made_for = cache_config.model
         calibrator_config = calibrator_config or cache_config.calibrator_config
@@ -127,11 +135,8 @@ def enable_cache(
             patch=patches.get(model, None if before is None else before.patch),
         )
         put_on(model, attached)
-    for compiled in compiled_of(adapter):
-        rebind(compiled)
     if adapter.pipe is not None:
         open_runs(adapter.pipe, pipeline_request)
-    return pipe_or_adapter
 
 
 def disable_cache(pipe_or_adapter: _Target) -> _Target:

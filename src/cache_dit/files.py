@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,31 @@ def read_json(path: str | Path) -> Any:
     if len(content) > _MOST_BYTES:
         raise ValueError(f"it has more than {_MOST_BYTES} bytes")
     return json.loads(content.decode(), parse_constant=_refused)
+
+
+@contextmanager
+def reading(path: str | Path, kind: str, advice: str, mark: str = "") -> Iterator[Any]:
+    """The plain data of a JSON file, and one error for all that is wrong with it.
+
+    Args:
+        path: Of the file.
+        kind: What the file should be, for the message.
+        advice: What to do if it is not.
+        mark: What is under "format" in every file of this kind. "" (default): nothing.
+
+    Raises:
+        ConfigError: The file is larger than 1 MB, or no JSON, or the block makes no sense of what is in it.
+        OSError: There is no such file, or it cannot be read.
+    """
+    try:
+        content = read_json(path)
+        if mark and content["format"] != mark:
+            raise ValueError(f"its format is {content['format']!r}, and this version reads {mark!r}")
+        yield content
+    # A RecursionError is a RuntimeError.
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        told = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ConfigError(f"{path} is no {kind} ({told}); {advice}.") from error
 
 
 def _refused(constant: str) -> float:

@@ -108,7 +108,11 @@ def effects_of(attached: Attachment, steps: int, size: Size) -> list[Effect]:
     plan, settings, made = attached.session.plan, attached.settings, []
     for number, setting in enumerate(settings):
         members = [one for one in plan.segments if len(settings) == 1 or one.family == number]
-        patterns = None if plan.refresh_step is not None else _patterns(plan.segments, members, steps)
+        patterns = (
+            None
+            if plan.options.force_refresh_step_hint is not None
+            else _patterns(plan.segments, members, steps)
+        )
         kept = sum(made.memory for one in members for made in one.forecasters if made is not None)
         made.append(
             Effect(

@@ -3,7 +3,6 @@
 from cache_dit.stats.findings import Finding, Problem, diagnose
 from cache_dit.stats.stats import CacheStats, Limit, stats_of
 from cache_dit.stats.summary import strify, summary
-from cache_dit.stats.supported import supported_matrix, supported_pipelines
 
 __all__ = [
     "CacheStats",
@@ -14,6 +13,4 @@ __all__ = [
     "stats_of",
     "strify",
     "summary",
-    "supported_matrix",
-    "supported_pipelines",
 ]

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_dit.configs import load_configs, plain_configs
-from cache_dit.errors import ConfigError
-from cache_dit.files import read_json, write_whole
+from cache_dit.files import reading, write_whole
 from cache_dit.presets import Preset
 from cache_dit.tune.target import Figure, Measure
 
@@ -93,14 +92,8 @@ class Profile(Preset):
             ConfigError: It is no profile, is over 1 MB, or has a value that cannot be.
             OSError: There is no such file, or it cannot be read.
         """
-        try:
-            found = read_json(path)
-            if found["format"] != _FORMAT:
-                raise ValueError(f"its format is {found['format']!r}, and this version reads {_FORMAT!r}")
+        with reading(path, "profile", "make one with cache-dit tune", _FORMAT) as found:
             return _read(found)
-        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-            told = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise ConfigError(f"{path} is no profile ({told}); make one with cache-dit tune.") from error
 
 
 def _read(found: Mapping[str, Any]) -> Profile:

@@ -53,20 +53,13 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
     names, row = parameters_of(lists.model), lists.row
     masks = [setting.cache.steps_computation_mask for setting in settings]
     checked = shared.force_refresh_step_hint is None and not shares_run
-    separate = shared.enable_separate_cfg
     estimating = next((one.calibrator for one in settings if one.calibrator.estimates), None)
     return Plan(
         segments=tuple(segments),
-        calls_per_step=None if separate is None else 1 + separate,
-        first_is_uncond=shared.cfg_compute_first,
-        share_change=not shared.cfg_diff_compute_separate,
+        options=shared,
         timestep=Port(row.timestep, names.index(row.timestep)) if row.timestep in names else None,
-        refresh_step=shared.force_refresh_step_hint,
-        refresh_repeats=shared.force_refresh_step_policy == "repeat",
-        total_steps=shared.num_inference_steps,
         shares_run=shares_run,
         mask_lengths=frozenset(len(mask) for mask in masks if mask is not None and checked),
-        tuned_steps=shared.tuned_steps,
         budget=min(
             (one.calibrator.memory_budget for one in settings if one.calibrator.memory_budget), default=None
         ),
@@ -75,7 +68,6 @@ def make_plan(lists: Lists, settings: Sequence[Setting], *, shares_run: bool) ->
         trajectory=None if estimating is None else estimating.known_trajectory,
         whole=whole,
         uncond=uncond,
-        per_sample=shared.per_sample,
         parameters=names,
         bypass=row.bypass,
         controls=tuple(Port(name, names.index(name)) for name in row.controls if name in names),

@@ -277,7 +277,7 @@ def _flow(model: nn.Module, members: tuple[nn.Module, ...], pattern: ForwardPatt
             f"BlockAdapter: {flow.label} of {name} was declared as {pattern.name} {pattern.text}, but its "
             f"blocks return {streams if flow.bare else f'({streams})'}; that is used. Leave out "
             "forward_pattern for a class that is known.",
-            stacklevel=5,  # who called enable_cache
+            stacklevel=6,  # who called enable_cache
         )
     return flow
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cache_dit.caching.config import check_mask_length
+from cache_dit.caching.config import CacheConfig, check_mask_length
 from cache_dit.caching.engine.ports import Call, Echo, Port, Ports
 from cache_dit.caching.maths.forecaster import Forecaster
 from cache_dit.caching.maths.gate import Policy, Signal
@@ -127,13 +127,8 @@ class Plan:
 
     Attributes:
         segments: In the order in which the forward reaches them.
-        calls_per_step: Forwards in a step when branches carry no name; None: found from the timestep.
-        first_is_uncond: With two unnamed calls a step, the first is the unconditional one.
-        share_change: Later branches of a step take over the change measured by the first.
+        options: Those of the first list; the engine reads what counts for the whole transformer.
         timestep: The forward's timestep argument; None where it has none.
-        refresh_step: Step at which a run starts again; None for never.
-        refresh_repeats: Start again at every multiple of `refresh_step`.
-        total_steps: Steps of a run where nothing else tells; None for unknown.
         shares_run: Several transformers take turns in a run, so its length is not the length of this one's.
         blocks: Every block of every list with its place.
         slots: The same for the blocks alone that a forward must visit.
@@ -142,38 +137,29 @@ class Plan:
         controls: Arguments that add something between the blocks.
         muted: Modules between the blocks that need not be computed on skipped steps.
         mask_lengths: Lengths of the steps masks, to be held against the run; none: nothing to check.
-        tuned_steps: Length of the runs that the configuration was tuned for; None: nothing is known.
         budget: Most bytes that the forecasts of one branch may keep; None: no limit.
         reads_noise: The noise level of a step is needed, so it is read from the scheduler or the timestep.
         whole: The segment whose one block is the transformer itself; None: there is none.
-        per_sample: The segments, which then are `whole` alone, are decided over for every sample of a batch.
         uncond: The same for the unconditional branch alone, around all others and the last of them; likewise.
         estimates: Outputs are corrected by the best linear estimate, see `engine.estimation`.
         trajectory: What that is made from; None: what is expected of any model.
     """
 
     segments: tuple[Segment, ...]
-    calls_per_step: int | None = None
-    first_is_uncond: bool = False
-    share_change: bool = False
+    options: CacheConfig
     timestep: Port | None = None
-    refresh_step: int | None = None
-    refresh_repeats: bool = False
-    total_steps: int | None = None
     shares_run: bool = False
     bypass: Callable[[Mapping[str, Any]], bool] | None = None
     parameters: tuple[str, ...] = ()
     controls: tuple[Port, ...] = ()
     muted: tuple[nn.Module, ...] = ()
     mask_lengths: frozenset[int] = frozenset()
-    tuned_steps: int | None = None
     budget: int | None = None
     reads_noise: bool = False
     estimates: bool = False
     trajectory: Trajectory | None = None
     whole: Slot | None = None
     uncond: Slot | None = None
-    per_sample: bool = False
     blocks: dict[nn.Module, Slot] = field(init=False)
     slots: dict[nn.Module, Slot] = field(init=False)
 
@@ -195,6 +181,12 @@ class Plan:
         object.__setattr__(self, "slots", slots)
 
     @property
+    def calls_per_step(self) -> int | None:
+        """Forwards in a step where branches carry no name; None: found from the timestep."""
+        separate = self.options.enable_separate_cfg
+        return None if separate is None else 1 + separate
+
+    @property
     def around(self) -> dict[int, Slot]:
         """The segments, by number, whose one block is the transformer itself, the outer one last."""
         return {slot.segment: slot for slot in (self.whole, self.uncond) if slot is not None}
@@ -209,11 +201,11 @@ class Plan:
             return
         for length in self.mask_lengths:
             check_mask_length(length, total)
-        if self.tuned_steps not in (None, total):
+        tuned = self.options.tuned_steps
+        if tuned not in (None, total):
             warnings.warn(
-                f"tuned_steps is {self.tuned_steps} but the run has {total} steps: schedules are stretched, "
-                "thresholds stay, and the figures of the tuning do not hold; run "
-                f"{self.tuned_steps} steps, or tune again.",
+                f"tuned_steps is {tuned} but the run has {total} steps: schedules are stretched, thresholds "
+                f"stay, and the figures of the tuning do not hold; run {tuned} steps, or tune again.",
                 stacklevel=2,
             )
 
@@ -222,15 +214,15 @@ class Plan:
         if isinstance(branch, str):
             return branch
         if self.calls_per_step == 2:
-            return UNCOND if (branch == 0) == self.first_is_uncond else COND
+            return UNCOND if (branch == 0) == self.options.cfg_compute_first else COND
         return "" if branch == 0 else f"call {branch}"
 
     def local_step(self, step: int) -> tuple[int, bool]:
         """Step since the last forced refresh, and whether this step is one."""
-        hint = self.refresh_step
+        hint = self.options.force_refresh_step_hint
         if hint is None or step < hint:
             return step, False
-        local = step % hint if self.refresh_repeats else step - hint
+        local = step % hint if self.options.force_refresh_step_policy == "repeat" else step - hint
         return local, local == 0
 
     def segments_of(self, branch: str) -> tuple[Segment, ...]:

@@ -72,7 +72,7 @@ class Session:
         state, tick, resumed = self._tick(request, call)
         branch, label = state.branches[tick.branch], plan.label(tick.branch)
         step, restart = plan.local_step(tick.step)
-        own, samples = plan.segments_of(label), batch_of(call) if plan.per_sample else 1
+        own, samples = plan.segments_of(label), batch_of(call) if plan.options.per_sample else 1
         if restart or len(branch.segments) != samples * len(own):
             branch.begin([SegmentState(one) for _ in range(samples) for one in own])
         condition: Hashable = state.watch.condition(call, plan.controls)
@@ -86,7 +86,8 @@ class Session:
         end = None if state.total is None else float(state.total - 1)
         place = Moment(step, float(step), end, state.total, state.sigma(tick.step), reduce=reduce)
         # Later branches of a step take over what its first branch has measured or, unseen, decided.
-        shared = state.verdicts if plan.share_change and not state.is_first(tick.branch) else {}
+        later = not (plan.options.cfg_diff_compute_separate or state.is_first(tick.branch))
+        shared = state.verdicts if later else {}
         runs = self._runs(state, branch, place, forced, shared, call)
         output, complete = self._call(runs, call)
         if not complete:
@@ -130,7 +131,7 @@ class Session:
         total = request.num_inference_steps
         if total is None and request.timeline is not None and not self.plan.shares_run:
             total = request.timeline.total_steps()
-        total = total or self.plan.total_steps
+        total = total or self.plan.options.num_inference_steps
         self.plan.check_length(total)
         clock = Clock(self.plan.calls_per_step, strict=request.implicit)
         noise = request.noise
@@ -185,7 +186,7 @@ class Session:
             keeps_signal = watches and policy.may_skip(at.step, segment.looks_back, state.total)
             flow = None if self._verified or segment.opaque else FlowCheck(segment)
             latent = next(iter(call.tensors()), None) if segment.signal is Signal.LATENT else None
-            if self.plan.per_sample:
+            if self.plan.options.per_sample:
                 # Of its own sample alone.
                 latent = None if latent is None else latent[number : number + 1]
                 at = at._replace(changes=[])
@@ -208,7 +209,7 @@ class Session:
         """The output, and whether all that was skipped was delivered and passed its check."""
         if all(run.idle for run in runs):
             return call.run(), True
-        if self.plan.per_sample and self.plan.whole is not None:
+        if self.plan.options.per_sample and self.plan.whole is not None:
             return call_samples(runs, self.plan.whole, call, self.plan.parameters), True
         # The first forward visits every block, to check the declared data flow. Asked of the runs, since
         # another thread may have ended its first forward meanwhile.
@@ -226,7 +227,7 @@ class Session:
 
     def _reached(self, runs: list[SegmentRun]) -> dict[int, SegmentRun]:
         """The runs by number; where all of the transformer was skipped, that one alone."""
-        for number in () if self.plan.per_sample else reversed(self.plan.around):
+        for number in () if self.plan.options.per_sample else reversed(self.plan.around):
             if number < len(runs) and runs[number].settle().skip:
                 return {number: runs[number]}
         return dict(enumerate(runs))
@@ -239,7 +240,7 @@ class Session:
             # A branch that was computed has the records of what is inside.
             if verdict.skip or uncond is None or number != uncond.segment:
                 branch, segment = label, number
-                if self.plan.per_sample:
+                if self.plan.options.per_sample:
                     branch, segment = f"{label} sample {number}".lstrip(), 0
                 step = StepRecord(branch, tick.step, segment, verdict, run.share, run.error)
                 state.record.steps.append(step)
@@ -254,7 +255,7 @@ class Session:
             state.record.sampler_unknown = True
             return output
         parts, groups = [output], [runs]
-        if self.plan.per_sample:
+        if self.plan.options.per_sample:
             parts, groups = split(output, len(runs)), [[run] for run in runs]
         kept = branch.estimations
         spoilt = any(run.settle().reason is Reason.NOT_FINITE for run in runs)

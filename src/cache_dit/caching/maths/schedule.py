@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cache_dit.caching.maths.masks import stretch
 from cache_dit.errors import ConfigError, ConfigTypeError
-from cache_dit.files import read_json, write_whole
+from cache_dit.files import reading, write_whole
 
 _MOST_STEPS = 100_000
 
@@ -85,10 +85,8 @@ class Schedule:
             ConfigError: The file is no schedule, is over 1 MB, or has a value that cannot be.
             OSError: There is no such file, or it cannot be read.
         """
-        try:
-            return cls(**read_json(path))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is no schedule ({error}); see cache_dit.tune.observe.") from error
+        with reading(path, "schedule", "see cache_dit.tune.observe") as content:
+            return cls(**content)
 
 
 @functools.lru_cache(maxsize=64)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cache_dit.caching.maths.placement import Model, best_steps
 from cache_dit.errors import ConfigError
-from cache_dit.files import read_json, write_whole
+from cache_dit.files import reading, write_whole
 
 # The kernel for models of which nothing is known; length and margin were chosen on the demo model, on other
 # prompts than the benchmarks report.
@@ -117,16 +117,10 @@ class Trajectory:
             ConfigError: It is no such file, is over 1 MB, or has a value that cannot be.
             OSError: There is no such file, or it cannot be read.
         """
-        try:
-            content = read_json(path)
-            if content["format"] != _FORMAT:
-                raise ValueError(f"its format is {content['format']!r}, and this version reads {_FORMAT!r}")
+        with reading(path, "trajectory", "see cache_dit.tune.calibrate", _FORMAT) as content:
             gram = torch.tensor(content["gram"], dtype=torch.float64)
             sigmas = tuple(map(float, content["sigmas"]))
             return cls(sigmas, gram, str(content["model"]), int(content["pictures"]))
-        # A RecursionError is a RuntimeError.
-        except (ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
-            raise ConfigError(f"{path} is no trajectory ({error}); see cache_dit.tune.calibrate.") from error
 
     def resampled(self, sigmas: Sequence[float]) -> Trajectory:
         """The same for other noise levels, or another number of them, by cubic interpolation."""

@@ -21,6 +21,8 @@ _SINGLE_HE = returns("single_transformer_blocks", H, E)
 _RESIDUALS = "controlnet_block_samples"
 _CONTROLS = "controlnet_block_samples controlnet_single_block_samples"
 
+# The streams keep one layout over both lists.
+_joined = partial(row, joined=True)
 # ControlNets hand the output of every one of their blocks to the transformer that they control, so it is
 # forecast for every block; zero convolutions and scales behind the blocks are computed freshly.
 _controlnet = partial(row, on_request=True)
@@ -32,7 +34,7 @@ ROWS: tuple[Row, ...] = (
     row("AuraFlowTransformer2DModel", returns("joint_transformer_blocks", E, H), _SINGLE_ONE),
     row("BriaFibo2Transformer2DModel", returns_one("layers", "x")),
     row("BriaFiboTransformer2DModel", _EH, _SINGLE_ONE, pipelines="BriaFiboPipeline BriaFiboEdit"),
-    row("BriaTransformer2DModel", _EH, _SINGLE_EH, pipelines="BriaPipeline", joined=True, controls=_CONTROLS),
+    _joined("BriaTransformer2DModel", _EH, _SINGLE_EH, pipelines="BriaPipeline", controls=_CONTROLS),
     row("ChromaTransformer2DModel", _EH, _SINGLE_ONE, controls=_CONTROLS),
     row("CogView3PlusTransformer2DModel", _HE),
     row("CogView4Transformer2DModel", _HE),
@@ -44,14 +46,7 @@ ROWS: tuple[Row, ...] = (
     # The text and the reference images have blocks of their own, but those read no noise: they would
     # say at every step that nothing has changed.
     row("Flux3Transformer2DModel", returns_one("mode_blocks.image"), _SINGLE_EH),
-    row(
-        "FluxTransformer2DModel",
-        _EH,
-        _SINGLE_EH,
-        pipelines="Flux VisualCloze",
-        joined=True,
-        controls=_CONTROLS,
-    ),
+    _joined("FluxTransformer2DModel", _EH, _SINGLE_EH, pipelines="Flux VisualCloze", controls=_CONTROLS),
     row(
         "GlmImageTransformer2DModel",
         _HE,
@@ -64,17 +59,17 @@ ROWS: tuple[Row, ...] = (
         timestep="timesteps",
     ),
     row("HunyuanDiT2DModel", _BLOCKS, pipelines="HunyuanDiT", last_within_first=True, controls=_RESIDUALS),
-    row("HunyuanImageTransformer2DModel", _HE, _SINGLE_HE, joined=True),
+    _joined("HunyuanImageTransformer2DModel", _HE, _SINGLE_HE),
     row("Ideogram4Transformer2DModel", _LAYERS),
     row("JoyImageEditPlusTransformer3DModel", returns("double_blocks", H, E)),
     row("JoyImageEditTransformer3DModel", returns("double_blocks", H, E), pipelines="JoyImageEditPipeline"),
     row("Krea2Transformer2DModel", _ONE),
-    row("LongCatImageTransformer2DModel", _EH, _SINGLE_EH, joined=True),
+    _joined("LongCatImageTransformer2DModel", _EH, _SINGLE_EH),
     row("Lumina2Transformer2DModel", _LAYERS),
     row("LuminaNextDiT2DModel", _LAYERS, pipelines="LuminaPipeline"),
     row("NucleusMoEImageTransformer2DModel", _ONE),
     row("OmniGenTransformer2DModel", _LAYERS),
-    row("OvisImageTransformer2DModel", _EH, _SINGLE_EH, joined=True),
+    _joined("OvisImageTransformer2DModel", _EH, _SINGLE_EH),
     row("PRXTransformer2DModel", _BLOCKS),
     row("PixArtTransformer2DModel", _ONE),
     row(
@@ -129,14 +124,8 @@ ROWS: tuple[Row, ...] = (
     row("EasyAnimateTransformer3DModel", _HE),
     row("HeliosTransformer3DModel", _BLOCKS),
     row("HunyuanVideo15Transformer3DModel", _HE),
-    row("HunyuanVideoFramepackTransformer3DModel", _HE, _SINGLE_HE, joined=True),
-    row(
-        "HunyuanVideoTransformer3DModel",
-        _HE,
-        _SINGLE_HE,
-        pipelines="HunyuanVideo HunyuanSkyreels",
-        joined=True,
-    ),
+    _joined("HunyuanVideoFramepackTransformer3DModel", _HE, _SINGLE_HE),
+    _joined("HunyuanVideoTransformer3DModel", _HE, _SINGLE_HE, pipelines="HunyuanVideo HunyuanSkyreels"),
     row("Kandinsky5Transformer3DModel", returns_one("visual_transformer_blocks", "visual_embed")),
     row("Kandinsky6SRTransformer3DModel", returns_one("visual_transformer_blocks")),
     row(
