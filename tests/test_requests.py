@@ -332,14 +332,14 @@ def test_a_summary_tells_what_ran_under_each_configuration(capsys: pytest.Captur
     with Request(cache_config=PARTIAL, calibrator_config=LEVELS):
         FLUX_TRUE_CFG.call(pipe, 0, 6)
     FLUX_TRUE_CFG.call(pipe, 0, 5)
-    never = DBCacheConfig().reset(residual_diff_threshold=0.0)
+    never = DBCacheConfig().reset(residual_diff_threshold=0.0, max_warmup_steps=1)
     for _ in range(2):
         with Request(cache_config=never):
             FLUX_TRUE_CFG.call(pipe, 0, 4)
     found = cache_dit.summary(pipe)
     assert [(entry.total_steps, entry.requested) for entry in found] == [(5, False), (6, True), (4, True)]
     assert [entry.config.partition("_R")[2] for entry in found] == ["0.9_T1O2", "1_T1O1", "0_T1O2"]
-    assert found[1].cached_steps == [3, 5]
+    assert found[1].cached_steps == [2, 4]
     (only,) = cache_dit.diagnose(pipe, logging=False)
     assert only.problem is Problem.NEVER_CACHED
     assert only.text.startswith(f"under {found[2].config}, as requested: residual_diff_threshold is 0,")

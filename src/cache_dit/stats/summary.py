@@ -18,7 +18,8 @@ _POINTS = {"Min": 0.0, "P25": 0.25, "P50": 0.5, "P75": 0.75, "P95": 0.95, "Max":
 def summary(pipe_or_adapter: Any, details: bool = False, logging: bool = True) -> list[CacheStats]:
     """Tell what caching did in the last run, and below it what `diagnose` finds wrong or idle.
 
-    The last run of the transformer's configuration, and of each that requests brought along, the latest 8.
+    Told is the last run under the transformer's configuration, and under each of the 8 latest that requests
+    brought along.
 
     Args:
         pipe_or_adapter: What `enable_cache` was given, or the pipeline or transformer itself.

@@ -104,27 +104,25 @@ def _segments(lists: Lists, settings: Sequence[Setting]) -> tuple[list[Segment],
     together = len(settings) == 1
     segments: list[Segment] = []
     leaders: dict[Policy, int] = {}
-    for number in range(len(lists.flows)):
+    for number, flow in enumerate(lists.flows):
         setting = settings[0 if together else number]
-        if setting.cache.policy().gate.looks_at_output:
+        cache, place = setting.cache, len(segments)
+        if cache.policy().gate.looks_at_output:
             raise ConfigError(
-                f"place is {setting.cache.place} but {setting.cache.method} goes by the output of the "
-                "transformer; give Place.OUTPUT."
+                f"place is {cache.place} but {cache.method} goes by the output of the transformer; give "
+                "Place.OUTPUT."
             )
-        leads = number == 0 or not together
-        start = setting.cache.Fn_compute_blocks if leads else 0
-        last = number == len(lists.flows) - 1 or not together
-        tail = setting.cache.Bn_compute_blocks if last else 0
+        leads, last = number == 0 or not together, number == len(lists.flows) - 1 or not together
+        start, tail = cache.Fn_compute_blocks if leads else 0, cache.Bn_compute_blocks if last else 0
         _check_counts(lists, number, start, tail)
-        if setting.cache.place in (Place.MIDDLE, Place.BLOCKS):
-            _check_fit(lists, setting, start, tail if together else setting.cache.Bn_compute_blocks)
-            segments += _parts(lists, number, setting, start, tail, len(segments), leads, last)
+        if cache.place in (Place.MIDDLE, Place.BLOCKS):
+            _check_fit(lists, setting)
+            segments += _parts(lists, number, setting, start, tail, place, leads, last)
         else:
             _check_whole(setting)
             leaders = {} if leads else leaders
-            stop = len(lists.blocks[number]) - tail * lists.flows[number].period
-            period = lists.flows[number].period
-            segments += inside_of(lists, number, setting, start * period, stop, leaders, len(segments))
+            stop = len(lists.blocks[number]) - tail * flow.period
+            segments += inside_of(lists, number, setting, start * flow.period, stop, leaders, place)
     if lists.flows and not segments:
         raise _nothing_found(lists, first)
     single = len(segments) == len(lists.flows) > 0 and first.cache.place is Place.MIDDLE
@@ -193,7 +191,7 @@ def _nothing_found(lists: Lists, setting: Setting) -> ConfigError:
     )
 
 
-def _check_fit(lists: Lists, setting: Setting, start: int, tail: int) -> None:
+def _check_fit(lists: Lists, setting: Setting) -> None:
     """Raise `ConfigError` where the method, the forecaster and the counts of blocks do not go together."""
     cache, gate = setting.cache, setting.cache.policy().gate
     if gate.signal in (Signal.RESIDUAL, Signal.PROBE) and cache.Fn_compute_blocks == 0:

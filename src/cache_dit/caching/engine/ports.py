@@ -62,7 +62,9 @@ class Ports:
 
     def read(self, call: Call) -> tuple[Any, ...]:
         """What enters in a call, one entry a slot, None for a side output."""
-        return tuple(None if port is None else port.read(call.args, call.kwargs) for port in self.slots)
+        args, kwargs = call.args, call.kwargs
+        # A list and no generator: this is done for every block that is visited.
+        return tuple([None if port is None else port.read(args, kwargs) for port in self.slots])
 
     def pack(self, values: tuple[Any, ...]) -> Any:
         """The output of a block from one value a slot."""

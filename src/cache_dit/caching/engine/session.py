@@ -166,10 +166,11 @@ class Session:
         call: Call,
     ) -> list[SegmentRun]:
         runs: list[SegmentRun] = []
-        at = at._replace(changes=[])
+        plan, at = self.plan, at._replace(changes=[])
+        per_sample = plan.options.per_sample
         for number, kept in enumerate(branch.segments):
             segment = kept.segment
-            policy = segment.policy or self.plan.segments[segment.leader].policy
+            policy = segment.policy or plan.segments[segment.leader].policy
             assert policy is not None  # a leader has one
             known, leader, earlier = None, None, shared.get(number)
             reason = Reason.AWAY if forced is None and self._was_away(branch, number) else forced
@@ -186,12 +187,12 @@ class Session:
             keeps_signal = watches and policy.may_skip(at.step, segment.looks_back, state.total)
             flow = None if self._verified or segment.opaque else FlowCheck(segment)
             latent = next(iter(call.tensors()), None) if segment.signal is Signal.LATENT else None
-            if self.plan.options.per_sample:
+            if per_sample:
                 # Of its own sample alone.
                 latent = None if latent is None else latent[number : number + 1]
                 at = at._replace(changes=[])
             guide = None
-            if self.plan.uncond is not None and number == self.plan.uncond.segment:
+            if plan.uncond is not None and number == plan.uncond.segment:
                 guide = state.guide[1] if state.guide is not None and state.guide[0] == at.step else ()
             change = None if earlier is None else earlier.change
             runs.append(
@@ -233,14 +234,14 @@ class Session:
         return dict(enumerate(runs))
 
     def _note(self, state: RunState, tick: Tick, label: str, runs: dict[int, SegmentRun]) -> None:
-        uncond = self.plan.uncond
+        uncond, per_sample = self.plan.uncond, self.plan.options.per_sample
         for number, run in runs.items():
             verdict = run.settle()
             state.verdicts[number] = verdict
             # A branch that was computed has the records of what is inside.
             if verdict.skip or uncond is None or number != uncond.segment:
                 branch, segment = label, number
-                if self.plan.options.per_sample:
+                if per_sample:
                     branch, segment = f"{label} sample {number}".lstrip(), 0
                 step = StepRecord(branch, tick.step, segment, verdict, run.share, run.error)
                 state.record.steps.append(step)

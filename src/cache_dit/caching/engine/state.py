@@ -108,7 +108,7 @@ class SegmentState:
 
     def forecast(self, at: Moment, entry: tuple[Any, ...]) -> tuple[Any, ...]:
         """What leaves the segment on a skipped step; every forecast tensor is the caller's own."""
-        return tuple(self._forecast(slot, at, entry) for slot in range(len(self.forecasters)))
+        return tuple([self._forecast(slot, at, entry) for slot in range(len(self.forecasters))])
 
     def error(self, at: Moment, entry: tuple[Any, ...], output: Any) -> float | None:
         """Relative L1 error that a forecast of the main stream would have had; waits for the device."""
