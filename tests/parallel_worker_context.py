@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
+import operator
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -36,18 +38,36 @@ from cache_dit import (
     ToCaConfig,
     ToleranceConfig,
 )
+from cache_dit.caching.models.rows import row_of
 from cache_dit.parallelism import ParallelismConfig
 from cache_dit.parallelism.context.plans import CONTEXT_PLANS
 
 Case = Callable[[], Any]
 STEPS = 8
 
-PLANNED = {tiny.id: tiny for tiny in TINY_MODELS if tiny.name in CONTEXT_PLANS}
+
+def with_config(tiny: TinyModel, label: str, **changes: Any) -> TinyModel:
+    """The same with other entries in its config."""
+    assert isinstance(tiny.build, functools.partial)
+    name, seed, config, gains = tiny.build.args
+    build = functools.partial(tiny.build.func, name, seed, {**config, **changes}, gains)
+    return dataclasses.replace(tiny, build=build, label=label)
+
+
+def _with_mask(tiny: TinyModel) -> TinyModel:
+    mask = {"video_self_attention_mask": torch.ones(2, 32, 32)}
+    return dataclasses.replace(tiny, variants={"video_mask": lambda seed: tiny.inputs(seed) | mask})
+
+
+# What the plans of diffusers get wrong, and more forms of it.
+MORE = (
+    _with_mask(with_config(tiny_model("LTX2VideoTransformer3DModel"), "split", rope_type="split")),
+    with_config(tiny_model("HeliosTransformer3DModel"), "amplified", is_amplify_history=True),
+)
+PLANNED = {tiny.id: tiny for tiny in (*TINY_MODELS, *MORE) if tiny.name in CONTEXT_PLANS}
 MODELS = {name: tiny for name, tiny in PLANNED.items() if not CONTEXT_PLANS[tiny.name].controls}
-TOKEN_REPLACE = "HunyuanVideoTransformer3DModel-token_replace"
 # Inputs with which tokens do not go side by side, and are said not to.
 REFUSED = {
-    (TOKEN_REPLACE, ""): "first frame's",
     **{
         (f"SD3Transformer2DModel{label}", variant): "left out"
         for label in ("", "-dual_attention")
@@ -59,6 +79,7 @@ REFUSED = {
     },
     ("Flux2Transformer2DModel-kv", "kv_cached"): "not covered",
     ("GlmImageTransformer2DModel", "condition_image"): "not covered",
+    ("LTX2VideoTransformer3DModel-split", "video_mask"): "changes that mask",
 }
 FAMILIES = (FLUX, QWEN_IMAGE, WAN, tiny_model("ZImageTransformer2DModel"))
 OVERLAPPED = (
@@ -159,10 +180,7 @@ def _exactness(size: int) -> Iterator[tuple[str, Case]]:
 
 def short(tiny: TinyModel) -> TinyModel:
     """The same with few layers."""
-    assert isinstance(tiny.build, functools.partial)
-    name, seed, config, gains = tiny.build.args
-    build = functools.partial(tiny.build.func, name, seed, {**config, **LAYERS[name]}, gains)
-    return dataclasses.replace(tiny, build=build)
+    return with_config(tiny, "", **LAYERS[tiny.name])
 
 
 def error(wanted: tuple[Tensor, ...], got: tuple[Tensor, ...]) -> float:
@@ -190,18 +208,46 @@ def exactness(tiny: TinyModel, sizes: dict[str, Any]) -> float:
 def planned(tiny: TinyModel) -> dict[str, Any]:
     """A plan with all inputs that its class knows, by their names."""
     model, inputs = built(tiny), {"": tiny.inputs, **tiny.variants}
-    wanted = once(lambda: {name: output_of(model, given(0)) for name, given in inputs.items()})
+    lengths = lengths_in(model)
+    wanted = once(lambda: {name: (output_of(model, given(0)), lengths()) for name, given in inputs.items()})
+    lengths()
     config = ParallelismConfig(ulysses_size=2, ulysses_anything=True)
     cache_dit.enable_cache(model, parallelism_config=config)
     found: dict[str, Any] = {}
     for name, given in inputs.items():
+        alone, whole = wanted[name]
         try:
-            got = output_of(model, given(0))
-            found[name] = {"error": error(wanted[name], got), "scale": float(got[0].abs().max())}
+            got, own = output_of(model, given(0)), lengths()
         except cache_dit.CacheDiTError as refused:
             found[name] = {"refused": str(refused)}
+            continue
+        together = torch.tensor(own)
+        dist.all_reduce(together)
+        shared = together.tolist() == whole and all(map(operator.lt, own, whole))
+        found[name] = {"error": error(alone, got), "scale": float(got[0].abs().max()), "shared": shared}
     cache_dit.disable_cache(model)
     return found
+
+
+def lengths_in(model: nn.Module) -> Callable[[], list[int]]:
+    """What tells how many tokens of the main stream entered the last block of each list since then."""
+    row, seen = row_of(type(model)), []
+    assert row is not None
+
+    def note(stream: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        names = inspect.signature(module.forward).parameters
+        seen.append({**dict(zip(names, args, strict=False)), **kwargs}[stream].shape[1])
+
+    for flow in row.lists:
+        for block in flow.members(model)[-1:]:
+            block.register_forward_pre_hook(functools.partial(note, flow.main), with_kwargs=True)
+
+    def told() -> list[int]:
+        found = list(seen)
+        seen.clear()
+        return found
+
+    return told
 
 
 def run(model: nn.Module, method: str) -> tuple[Tensor, str]:

@@ -69,6 +69,7 @@ def test_every_plan_with_every_input(results: Results, model: str, variant: str)
     else:
         outcome = everywhere(results, 2, case, variant)
         assert outcome["error"] <= TOLERANCE < outcome["scale"]
+        assert outcome["shared"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from cache_dit.parallelism.context.plan import Along, ContextPlan, Cut, Front, M
 _ROTARY = "image_rotary_emb"
 _CONTROLS = ("controlnet_block_samples", "controlnet_single_block_samples")
 _CONTROL, _AUDIO = "control_hidden_states", "audio_hidden_states"
-_FRAMES = "some of its tokens are the first frame's, told by their number"
 
 
 def _plan(
@@ -104,7 +103,7 @@ _PLANS = (
     _plan(
         "HunyuanVideoTransformer3DModel",
         {"freqs_cis": Along(0, (H,)), _ROTARY: Along(0, (H,)), "attention_mask": Mask((H, E))},
-        refused={"token_replace_emb": _FRAMES},
+        fronts={"num_tokens": Front(H)},
     ),
     _plan("Kandinsky5Transformer3DModel", {"rope": Along(1, ("visual_embed",))}, "cross_attention"),
     _plan("LTXVideoTransformer3DModel", {_ROTARY: Along(1, (H,)), "temb": Along(1, (H,))}, "attn2"),
