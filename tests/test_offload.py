@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +21,11 @@ from torch import Tensor, nn
 
 import cache_dit
 from cache_dit import DBCacheConfig
+from cache_dit.compile import compile_repeated_blocks
 from cache_dit.errors import ConfigError
 from cache_dit.offload import check_offload
+from cache_dit.quantize import quantize
+from cache_dit.stats import Problem
 
 CONFIG = DBCacheConfig(
     Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold=0.9, max_continuous_cached_steps=2
@@ -201,10 +205,32 @@ def test_a_group_that_is_cut_is_found(
     Denoising(model, 0).finish()
     # On a CPU weights are at hand even so; on a GPU this is where it would fail.
     assert bool(loads.ran_without) is fails
+    found = [one.text for one in cache_dit.diagnose(model, logging=False) if one.problem is Problem.OFFLOADED]
     if fails:
         with pytest.raises(
             ConfigError, match=r"block 10 of .* shares an offloading group.*num_blocks_per_group=1"
-        ):
+        ) as error:
             check_offload(model)
+        assert str(error.value) == f"In FluxTransformer2DModel {found[0]}"
     else:
         check_offload(model)
+        assert found == []
+
+
+@pytest.mark.parametrize("compiled_first", [True, False])
+def test_compiled_weights_that_cannot_be_moved_are_found(compiled_first: bool) -> None:
+    pytest.importorskip("torchao")
+    model: Any = quantize(FLUX.build(), "int8_weight_only", report=None)
+    if compiled_first:
+        compile_repeated_blocks(model, backend="eager", fullgraph=False)
+    by_blocks(model, Path())
+    check = functools.partial(check_offload, model)
+    if not compiled_first:
+        check()
+        compile_repeated_blocks(model, backend="eager", fullgraph=False)
+    with pytest.raises(ConfigError, match=r"quantized by torchao.*Leave one of the three out"):
+        check()
+    # As soon as torch can move them this one says that the check is to go.
+    with pytest.raises(RuntimeError, match="swap"):
+        Denoising(model, 0, 2).finish()
+    torch.compiler.reset()

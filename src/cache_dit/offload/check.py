@@ -1,4 +1,4 @@
-"""The one combination of offloading and caching that cannot work, found before it fails."""
+"""What cannot be offloaded beside caching, quantization and compilation, found before it fails."""
 
 from __future__ import annotations
 
@@ -9,38 +9,43 @@ from torch import nn
 from cache_dit.caching.attach.override import attachment_of, plain_class
 from cache_dit.caching.attach.targets import cached_models
 from cache_dit.errors import ConfigError
+from cache_dit.stats.offloaded import cut_group
 
 
 def check_offload(pipe_or_transformer: Any) -> None:
-    """Raise where a block that is always computed would find its weights offloaded.
+    """Raise where a block would find its weights offloaded, or where weights cannot be moved.
 
-    Group offloading with several blocks in a group loads all of them when the first one runs. Where that one
-    is skipped and a later one is not, as with `Bn_compute_blocks`, nobody loads the weights. Call it once
-    caching and offloading are both on, in whatever order that was.
+    Call it once caching, offloading and compilation are on, in whatever order that was. `cache_dit.diagnose`
+    tells the first of the two as well.
 
     Args:
         pipe_or_transformer: A diffusers pipeline or a model.
 
     Raises:
-        ConfigError: There is such a block; the message says what to change.
+        ConfigError: A block that is always computed shares an offloading group with skipped ones, or blocks
+            with weights of torchao are compiled and offloaded by groups; the message says what to change.
         UnsupportedModelError: The object is no pipeline, transformer or adapter.
     """
     for model in cached_models(pipe_or_transformer):
-        attached = attachment_of(model)
-        for segment in attached.session.plan.segments if attached is not None else ():
-            skipped = segment.blocks[segment.start : segment.stop]
-            behind = enumerate(segment.blocks[segment.stop :], segment.stop)
-            cut = next((index for index, block in behind if _leader(block) in skipped), None)
-            if cut is not None:
-                raise ConfigError(
-                    f"block {cut} of {segment.label} in {plain_class(model).__name__} is always computed but "
-                    "shares an offloading group with blocks that are skipped, so its weights would not be "
-                    "loaded. Give enable_group_offload(num_blocks_per_group=1), or Bn_compute_blocks=0."
-                )
+        name, attached = plain_class(model).__name__, attachment_of(model)
+        if attached is not None and (cut := cut_group(attached)):
+            raise ConfigError(f"In {name} {cut}")
+        if any(map(_is_held, model.modules())):
+            raise ConfigError(
+                f"Blocks of {name} are compiled and offloaded by groups, and their weights are quantized by "
+                "torchao: torch keeps hold of compiled weights, so these cannot be moved. Leave one of the "
+                "three out."
+            )
 
 
-def _leader(block: nn.Module) -> nn.Module | None:
-    """The block that loads the weights of a block, where that is another one."""
-    hook = getattr(getattr(block, "_diffusers_hook", None), "hooks", {}).get("group_offloading")
-    leader: nn.Module | None = None if hook is None else hook.group.onload_leader
-    return None if leader is block else leader
+def _is_held(block: nn.Module) -> bool:
+    """Whether a block is compiled, has weights of torchao, and these are to be moved by groups."""
+    return (
+        getattr(block, "_compiled_call_impl", None) is not None
+        and any(type(weight).__module__.startswith("torchao.") for weight in block.parameters())
+        and any(map(_is_grouped, block.modules()))
+    )
+
+
+def _is_grouped(module: nn.Module) -> bool:
+    return "group_offloading" in getattr(getattr(module, "_diffusers_hook", None), "hooks", {})

@@ -18,6 +18,7 @@ from cache_dit.caching.config import BasicCacheConfig, CacheConfig
 from cache_dit.caching.engine.plan import UNCOND
 from cache_dit.caching.maths.gate import Reason
 from cache_dit.stats.flops import forward_flops
+from cache_dit.stats.offloaded import cut_group
 from cache_dit.stats.stats import CacheStats, stats_of
 
 _NOTABLE_SHARE = 0.1  # of the FLOPs: from here on, blocks outside of the cached lists are worth a word
@@ -38,6 +39,7 @@ class Problem(Enum):
     ESTIMATE = "estimate idle"
     NOT_FINITE = "not finite"
     REPLACED = "enabled twice"
+    OFFLOADED = "weights offloaded"
 
 
 class Finding(NamedTuple):
@@ -101,6 +103,8 @@ def _findings(attached: Attachment, *, compiled: bool) -> Iterator[tuple[Problem
     if attached.replaced is not None:
         now = attached.strify()
         yield Problem.REPLACED, f"enable_cache was called again: {now} took the place of {attached.replaced}."
+    if text := cut_group(attached):
+        yield Problem.OFFLOADED, text
     ran = [under for under in (attached, *attached.others) if under.session.latest is not None]
     if not ran:
         yield Problem.NOT_RUN, "no forward since enable_cache; run the pipeline, then ask again."
@@ -213,9 +217,7 @@ def _no_uncond(attached: Attachment, stats: CacheStats) -> str:
 def _uncovered(attached: Attachment) -> Iterator[str]:
     model, example = attached.lists.model, attached.session.example
     flops = None if example is None else forward_flops(model, *example)
-    if flops is None or not flops[model]:
-        return
-    if attached.session.plan.whole is not None:
+    if flops is None or not flops[model] or attached.session.plan.whole is not None:
         return
     seen = {module for block in attached.session.plan.blocks for module in block.modules()}
     for path, part in model.named_modules():
