@@ -132,8 +132,13 @@ METHODS: dict[str, tuple[CacheConfig, CalibratorConfig | None]] = {
 
 
 METHODS_OF = {2: tuple(METHODS), 4: ("dbcache", "dicache", "tolerance")}
+# Lengths and heads that are no multiple of the ranks, and masks, in these modes too.
+UNEVEN = {2: ("ulysses", "ring", "ring_p2p"), 4: ("ulysses", "ring_p2p", "usp", "usp_p2p")}
+MASKED = {"QwenImageTransformer2DModel": "padded_text", "ChromaTransformer2DModel": "attention_mask"}
+HEADS = (3, 5, 6, 7)
 # Few layers, for what is run on many ranks.
 LAYERS: dict[str, dict[str, int]] = {
+    "ChromaTransformer2DModel": {"num_layers": 2, "num_single_layers": 2},
     "FluxTransformer2DModel": {"num_layers": 2, "num_single_layers": 2},
     "QwenImageTransformer2DModel": {"num_layers": 2},
     "WanTransformer3DModel": {"num_layers": 2},
@@ -176,6 +181,26 @@ def _exactness(size: int) -> Iterator[tuple[str, Case]]:
     for tiny in map(short, FAMILIES):
         for mode, sizes in MODES[size].items():
             yield f"{mode} {tiny.name}", functools.partial(exactness, tiny, sizes)
+    flux = short(FLUX)
+    odd = dataclasses.replace(flux, inputs=_odd)
+    masked = {name: _variant(tiny_model(name), variant) for name, variant in MASKED.items()}
+    for mode in UNEVEN[size]:
+        yield f"odd {mode}", functools.partial(exactness, odd, MODES[size][mode])
+        for name, tiny in masked.items():
+            yield f"masked {mode} {name}", functools.partial(exactness, tiny, MODES[size][mode])
+    for heads in HEADS if size == 4 else ():
+        tiny = with_config(flux, f"{heads} heads", num_attention_heads=heads)
+        yield f"heads {heads}", functools.partial(exactness, tiny, MODES[size]["ulysses"])
+
+
+def _odd(seed: int) -> dict[str, Any]:
+    """Inputs of Flux with 5 tokens of text and 15 of the picture."""
+    inputs = FLUX.inputs(seed)
+    return inputs | {"hidden_states": inputs["hidden_states"][:, :15], "img_ids": inputs["img_ids"][:15]}
+
+
+def _variant(tiny: TinyModel, name: str) -> TinyModel:
+    return dataclasses.replace(short(tiny), inputs=tiny.variants[name])
 
 
 def short(tiny: TinyModel) -> TinyModel:

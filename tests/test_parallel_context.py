@@ -10,7 +10,17 @@ import pytest
 from parallel_control_cases import MODES as CONTROL_MODES
 from parallel_control_cases import OFTEN, PAIRS
 from parallel_harness import outcomes
-from parallel_worker_context import FAMILIES, MODELS, MODES, OVERLAPPED, PLANNED, REFUSED
+from parallel_worker_context import (
+    FAMILIES,
+    HEADS,
+    MASKED,
+    MODELS,
+    MODES,
+    OVERLAPPED,
+    PLANNED,
+    REFUSED,
+    UNEVEN,
+)
 from tiny.control_pipelines import CONTROL_PIPELINES
 
 from cache_dit.errors import ConfigError, ConfigTypeError
@@ -49,6 +59,23 @@ def everywhere(results: Results, size: int, case: str, part: str | None = None) 
 )
 def test_ranks_together_are_one_process(results: Results, size: int, mode: str, name: str) -> None:
     assert everywhere(results, size, f"{mode} {name}") <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("size", "case"),
+    [
+        *((size, f"odd {mode}") for size, modes in UNEVEN.items() for mode in modes),
+        *(
+            (size, f"masked {mode} {name}")
+            for size, modes in UNEVEN.items()
+            for mode in modes
+            for name in MASKED
+        ),
+        *((4, f"heads {heads}") for heads in HEADS),
+    ],
+)
+def test_any_length_number_of_heads_and_mask(results: Results, size: int, case: str) -> None:
+    assert everywhere(results, size, case) <= TOLERANCE
 
 
 def test_at_least_the_classes_of_the_reference_have_a_plan() -> None:
