@@ -142,7 +142,9 @@ def main() -> None:
             f"The trained demo model, {given.pictures} pictures of {given.steps} steps without guidance, "
             "PSNR in dB to the same pipeline neither quantized nor cached; *cached* with the defaults of "
             "`enable_cache`. "
-            "Bytes: of the whole transformer after to before. Its embeddings stay as they are.",
+            "Bytes: of the whole transformer after to before. Its embeddings stay as they are. Not in the "
+            "table: float8_blockwise, whose product is a Triton kernel, and int4_weight_only, whose is one "
+            "of CUDA; `bench/gpu.sh` tells the error of both.",
             "",
             "| type | pictures in | Linear layers | bytes | uncached, dB | cached, dB |",
             "| --- | --- | --- | --- | --- | --- |",
