@@ -92,6 +92,12 @@ _PLANS = (
     ),
     _plan("EasyAnimateTransformer3DModel", {_ROTARY: Along(0, (H,))}),
     _plan(
+        "HeliosTransformer3DModel",
+        {"rotary_emb": Along(1, (H,)), "temb": Along(1, (H,))},
+        "attn2",
+        fronts={"original_context_length": Front(H, rest=True)},
+    ),
+    _plan(
         "HunyuanVideo15Transformer3DModel",
         {"freqs_cis": Along(0, (H,)), "attention_mask": Along(1, (E,))},
         products=True,
@@ -106,29 +112,6 @@ _PLANS = (
         fronts={"num_tokens": Front(H)},
     ),
     _plan("Kandinsky5Transformer3DModel", {"rope": Along(1, ("visual_embed",))}, "cross_attention"),
-    _plan("LTXVideoTransformer3DModel", {_ROTARY: Along(1, (H,)), "temb": Along(1, (H,))}, "attn2"),
-    _plan(
-        "SkyReelsV2Transformer3DModel",
-        {"rotary_emb": Along(1, (H,)), "temb": Along(2, (H,), ndim=4), "attention_mask": Mask((H,))},
-        "attn2",
-    ),
-    _plan("WanTransformer3DModel", {"rotary_emb": Along(1, (H,)), "temb": Along(1, (H,), ndim=4)}, "attn2"),
-    _plan(
-        "WanVACETransformer3DModel",
-        {
-            "rotary_emb": Along(1, (_CONTROL, H)),
-            "temb": Along(1, (_CONTROL, H), ndim=4),
-            H: Along(1, (_CONTROL,)),
-        },
-        "attn2",
-        ends="norm_out",
-    ),
-    _plan(
-        "HeliosTransformer3DModel",
-        {"rotary_emb": Along(1, (H,)), "temb": Along(1, (H,))},
-        "attn2",
-        fronts={"original_context_length": Front(H, rest=True)},
-    ),
     _plan(
         "LTX2VideoTransformer3DModel",
         {
@@ -151,7 +134,24 @@ _PLANS = (
         asks={"audio_to_video_attn": (H,), "video_to_audio_attn": (_AUDIO,)},
         refused={"video_self_attention_mask": "its attention changes that mask by the number of its tokens"},
     ),
+    _plan("LTXVideoTransformer3DModel", {_ROTARY: Along(1, (H,)), "temb": Along(1, (H,))}, "attn2"),
     _plan("MiniMaxH3Transformer3DModel", {"rotary_emb": Along(0, (H,)), "adaln_indices": Along(0, (H,))}),
+    _plan(
+        "SkyReelsV2Transformer3DModel",
+        {"rotary_emb": Along(1, (H,)), "temb": Along(2, (H,), ndim=4), "attention_mask": Mask((H,))},
+        "attn2",
+    ),
+    _plan("WanTransformer3DModel", {"rotary_emb": Along(1, (H,)), "temb": Along(1, (H,), ndim=4)}, "attn2"),
+    _plan(
+        "WanVACETransformer3DModel",
+        {
+            "rotary_emb": Along(1, (_CONTROL, H)),
+            "temb": Along(1, (_CONTROL, H), ndim=4),
+            H: Along(1, (_CONTROL,)),
+        },
+        "attn2",
+        ends="norm_out",
+    ),
     # --- Audio ---
     _plan("StableAudioDiTModel", {"rotary_embedding": Along(0, (H,))}, "attn2"),
     _plan("MiniMaxMusic3Transformer1DModel", {"rotary_emb": Along(0, (H,))}),
