@@ -393,6 +393,12 @@ def refusals() -> dict[str, str]:
             parallelism_config=ulysses,
         ),
         "chooses_tokens": said(flux, cache_config=ToCaConfig(), parallelism_config=ulysses),
+        "budget": said(
+            flux,
+            cache_config=IntervalConfig(interval=2),
+            calibrator_config=TaylorSeerCalibratorConfig(memory_budget=2**30),
+            parallelism_config=ulysses,
+        ),
         "no_plan": said(tiny_model("SanaTransformer2DModel").build(), parallelism_config=ulysses),
         "size": said(flux, parallelism_config=ParallelismConfig(ulysses_size=3)),
     }

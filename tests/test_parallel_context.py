@@ -176,6 +176,7 @@ def test_what_does_not_go_together_is_refused(results: Results) -> None:
     said = everywhere(results, 2, "refusals")
     assert "FreqCa looks along the whole sequence" in said["along_tokens"]
     assert "chooses tokens" in said["chooses_tokens"]
+    assert "memory_budget is 1073741824 but ulysses_anything is True" in said["budget"]
     assert "SanaTransformer2DModel has no context plan" in said["no_plan"]
     assert "ulysses_size=3 need a multiple of 3 processes but there are 2" in said["size"]
     assert "disable_cache first" in said["twice"]

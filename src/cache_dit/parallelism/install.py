@@ -45,17 +45,25 @@ def install(config: ParallelismConfig, models: Sequence[nn.Module], pipe: Any) -
             _spread(sharing, pipe, undo)
         ranks = dist.get_world_size(sharing.group)
         reduce = reduce_over(sharing.group) if ranks > 1 else None
-        return Installed(undo.pop_all().close, reduce, sharing.label, edges, functools.partial(_check, edges))
+        check = functools.partial(_check, edges, config.ulysses_anything)
+        return Installed(undo.pop_all().close, reduce, sharing.label, edges, check)
 
 
-def _check(edges: Mapping[nn.Module, Mapping[nn.Module, Edge]], plan: Plan, model: nn.Module) -> None:
-    """Raise where something looks along the tokens of which a process has a part only."""
+def _check(
+    edges: Mapping[nn.Module, Mapping[nn.Module, Edge]], uneven: bool, plan: Plan, model: nn.Module
+) -> None:
+    """Raise where something looks along the tokens of which a process has a part only, or counts them."""
     own = edges.get(model, {})
     # What a ControlNet returns is a part too.
     inside = model in own and own[model].leave is not None
     for number, segment in enumerate(plan.segments):
         if not own or (number in plan.around and not inside):
             continue
+        if plan.budget is not None and uneven:
+            raise ConfigError(
+                f"memory_budget is {plan.budget} but ulysses_anything is True: parts of different sizes "
+                "would get forecasts of different orders; leave out one of them, or give place=Place.OUTPUT."
+            )
         made = [one for one in segment.forecasters if one is not None and one.looks_along_tokens]
         compares = segment.policy is not None and segment.policy.gate.looks_at_output
         if made or compares or segment.tokens is not None:
