@@ -1,309 +1,139 @@
 """A thousand runs of one tiny pipeline, each set up at random: does memory stay, and do results?
 
-PYTHONPATH=tests python bench/soak.py                 # 1,000 runs, some minutes
+PYTHONPATH=tests python bench/soak.py                 # 1,000 runs, a minute or two
 PYTHONPATH=tests python bench/soak.py --write         # also writes bench/results/soak.md
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 import gc
 import hashlib
 import math
-import os
 import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig
-from tiny.base import Draw
-from tiny.image_models import FLUX
-from tiny.pipelines import FLUX_PIPELINE
+from alive import in_heap, resident, rise, tensor_bytes
+from soak_runs import RAISED, Ending, Setup, pipeline, take
 from torch import Tensor
 
 import cache_dit
-from cache_dit import Preset, Request
 
-RESULTS = Path(__file__).parent / "results"
-CONFIGS = (
-    "F1B0_W2M0MC2_R0.5_T1O1",
-    "F1B1_W1M0MC0_R1_T0O1",
-    "F2B0_W3M4MC1_R0.3_T1O2",
-    "DBPrune_F1B0_W2M0MC0_P0.4",
-    "F1B0_W2_SCM1101001_R0.5",
-    "F1B0_W2R0.9_FoCa",
-    "taylorseer(interval=2, order=1)",
-    "easycache(threshold=0.5)",
-    "seacache",
-    "toca",
-    "tolerance",
-)
 BEGINNING = 0.3  # of the runs: caches of Python, torch and the allocator fill
+EVERY = 20
+RESULTS = Path(__file__).parent / "results"
+MARKS = {
+    "disabled": "cache disabled behind the run",
+    "guided": "two branches of guidance",
+    "lora": "a LoRA put on before, and taken off behind",
+    "by_file": "configuration saved and loaded",
+    "weights": "weights saved and loaded, with the cache on",
+}
 
 
-class Ending(Enum):
-    """What becomes of a run."""
-
-    DONE = "to its end"
-    ABORTED = "aborted between two steps"
-    BROKEN = "an exception inside of a block"
-    THREADS = "two requests in two threads, the transformer alone"
+def digest(latents: Sequence[Tensor]) -> int:
+    """All bits of them in 64; 0 for none."""
+    content = b"".join(one.contiguous().numpy().tobytes() for one in latents)
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") if content else 0
 
 
-@dataclass(frozen=True)
-class Setup:
-    """One run, drawn from its number alone.
+class Soaked(NamedTuple):
+    """What many runs came to.
+
+    Room for it is taken beforehand, so that what is counted is not this.
 
     Attributes:
-        number: Of the run.
-        config: As a string for `parse_config`.
-        steps: Of the run.
-        size: Height and width in pixels.
-        ending: What becomes of it.
-        lora: An adapter is on the transformer.
-        by_file: The configuration is written to a file and read back.
-        disabled: Caching is switched off afterwards, not just replaced by the next.
+        digests: Of the latents of every run.
+        memory: Bytes of the process behind every run.
+        objects: Of Python, behind some runs, with the cache off; as are the two below.
+        tensors: Bytes of tensors that are alive.
+        heap: Bytes that malloc has handed out.
     """
 
-    number: int
-    config: str
-    steps: int
-    size: tuple[int, int]
-    ending: Ending
-    lora: bool
-    by_file: bool
-    disabled: bool
-
-    @classmethod
-    def drawn(cls, number: int) -> Setup:
-        chance = random.Random(number)
-        return cls(
-            number,
-            chance.choice(CONFIGS),
-            chance.randint(3, 7),
-            (chance.choice((32, 48, 64)), chance.choice((32, 64))),
-            chance.choices(tuple(Ending), (75, 8, 8, 9))[0],
-            chance.random() < 0.2,
-            chance.random() < 0.2,
-            chance.random() < 0.3,
-        )
+    digests: array[int]
+    memory: array[int]
+    objects: array[int]
+    tensors: array[int]
+    heap: array[int]
 
 
-class Aborted(RuntimeError):
-    """Raised on purpose."""
-
-
-def pipeline() -> Any:
-    """The tiny Flux pipeline with 3 and 2 blocks."""
-    pipe: Any = FLUX_PIPELINE.build()
-    pipe.transformer.transformer_blocks = pipe.transformer.transformer_blocks[:3]
-    pipe.transformer.single_transformer_blocks = pipe.transformer.single_transformer_blocks[:2]
-    return pipe
-
-
-def configured(setup: Setup, folder: Path) -> Any:
-    """What `enable_cache` is given beside the pipeline."""
-    made: Preset = cache_dit.parse_config(setup.config)
-    cache = made.cache_config
-    if cache.steps_computation_mask is not None:
-        cache = dataclasses.replace(cache, steps_computation_mask=cache.steps_computation_mask[: setup.steps])
-    given: dict[str, Any] = {"cache_config": cache, "calibrator_config": made.calibrator_config}
-    if setup.by_file:
-        cache_dit.save_configs(folder / "configs.yaml", **given)
-        given = cache_dit.load_configs(folder / "configs.yaml")
-    return given
-
-
-@contextlib.contextmanager
-def adapter(pipe: Any, setup: Setup) -> Iterator[None]:
-    """A LoRA with weights of its own, where there is one; taken off behind the run."""
-    if not setup.lora:
-        yield
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(setup.number)
-        pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
-    try:
-        yield
-    finally:
-        pipe.transformer.unload_lora()
-
-
-def take(pipe: Any, setup: Setup, folder: Path) -> list[Tensor]:
-    """One run; its latents, or none where it was broken off."""
-    cache_dit.enable_cache(pipe, **configured(setup, folder))
-    try:
-        with adapter(pipe, setup):
-            if setup.ending is Ending.THREADS:
-                return in_threads(pipe.transformer, setup)
-            with contextlib.suppress(Aborted):
-                return [drawn(pipe, setup)]
-            return []
-    finally:
-        if setup.disabled:
-            cache_dit.disable_cache(pipe)
-
-
-def drawn(pipe: Any, setup: Setup) -> Tensor:
-    """The latents of one call of the pipeline; raises `Aborted` where the set-up says so."""
-    draw, at = Draw(setup.number), setup.steps // 2
-
-    def stop(_pipe: Any, step: int, _time: Any, values: Any) -> Any:
-        if setup.ending is Ending.ABORTED and step == at:
-            raise Aborted
-        return values
-
-    def fail(*_: Any) -> None:
-        if setup.ending is Ending.BROKEN:
-            raise Aborted
-
-    handle = pipe.transformer.single_transformer_blocks[0].register_forward_pre_hook(fail)
-    try:
-        return pipe(
-            prompt_embeds=draw(1, 5, 24),
-            pooled_prompt_embeds=draw(1, 20),
-            height=setup.size[0],
-            width=setup.size[1],
-            num_inference_steps=setup.steps,
-            generator=torch.Generator().manual_seed(setup.number),
-            output_type="latent",
-            return_dict=False,
-            callback_on_step_end=stop,
-        )[0]
-    finally:
-        handle.remove()
-
-
-def in_threads(model: Any, setup: Setup) -> list[Tensor]:
-    """Two requests at a time, each in a thread of its own, with an Euler step between forwards."""
-    found: dict[int, Tensor] = {}
-
-    def loop(which: int) -> None:
-        inputs = FLUX.inputs(setup.number % 1000 + which)
-        latents, request = inputs["hidden_states"], Request(setup.steps)
-        for step in range(setup.steps):
-            timestep = torch.full((len(latents),), 1.0 - step / setup.steps)
-            given = inputs | {"hidden_states": latents, "timestep": timestep}
-            with torch.no_grad(), request:
-                latents = latents - model(**given, return_dict=False)[0] / setup.steps
-        found[which] = latents
-
-    threads = [threading.Thread(target=loop, args=(which,)) for which in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [found[which] for which in sorted(found)]
-
-
-def digest(latents: Sequence[Tensor]) -> str:
-    """All bits of them, in short."""
-    return hashlib.sha256(b"".join(one.contiguous().numpy().tobytes() for one in latents)).hexdigest()[:16]
-
-
-def resident() -> int:
-    """Bytes of memory that this process has."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def tensor_bytes() -> int:
-    """Bytes of all tensors that anything refers to."""
-    gc.collect()
-    with_storage = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in _tensors()}
-    return sum(with_storage.values())
-
-
-def _tensors() -> Iterator[Tensor]:
-    return (one for one in gc.get_objects() if type(one) in (Tensor, torch.nn.Parameter))
-
-
-def slope(places: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """Least squares: the slope and its standard error, as if the residuals were independent."""
-    count = len(places)
-    mid, mean = sum(places) / count, sum(values) / count
-    spread = sum((place - mid) ** 2 for place in places)
-    found = sum((p - mid) * (v - mean) for p, v in zip(places, values, strict=True)) / spread
-    rest = sum((v - mean - found * (p - mid)) ** 2 for p, v in zip(places, values, strict=True))
-    return found, math.sqrt(rest / max(1, count - 2) / spread)
-
-
-@dataclass(frozen=True)
-class Soaked:
-    """What many runs came to: digests by number, memory behind each, tensors behind some, by number."""
-
-    digests: dict[int, str]
-    memory: dict[int, int]
-    tensors: dict[int, int]
-
-
-def soak(count: int, folder: Path, *, every: int = 20) -> Soaked:
-    """Take that many runs of one pipeline; bytes of tensors are counted behind every `every`-th."""
-    pipe, found = pipeline(), Soaked({}, {}, {})
+def soak(pipe: Any, count: int, folder: Path, *, every: int = EVERY) -> Soaked:
+    """Take that many runs of one pipeline; what is alive is counted behind every `every`-th."""
+    rooms = (count, count, *(count // every,) * 3)
+    found = Soaked(*(array("Q", bytes(8 * room)) for room in rooms))
     for number in range(count):
         found.digests[number] = digest(take(pipe, Setup.drawn(number), folder))
         found.memory[number] = resident()
-        if number % every == every - 1:
-            if not Setup.drawn(number).disabled:
-                cache_dit.disable_cache(pipe)
-            found.tensors[number] = tensor_bytes()
+        place, left = divmod(number + 1, every)
+        if left == 0:
+            cache_dit.disable_cache(pipe)
+            found.tensors[place - 1] = tensor_bytes()
+            found.objects[place - 1] = len(gc.get_objects())
+            found.heap[place - 1] = in_heap()
     return found
 
 
-def fresh(number: int) -> str:
+def fresh(number: int) -> int:
     """The digest of one run in a process of its own."""
     command = [sys.executable, __file__, "--only", str(number)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1])
 
 
-def report(found: Soaked, compared: dict[int, bool], seconds: float) -> str:
-    """The table."""
-    later = [number for number in found.memory if number >= BEGINNING * len(found.memory)]
-    rise, error = slope(later, [found.memory[number] for number in later])
-    setups = [Setup.drawn(number) for number in found.digests]
-    endings = Counter(setup.ending for setup in setups)
-    tensors = [found.tensors[number] for number in sorted(found.tensors)]
-    said = ", ".join(f"{ending.value} {endings[ending]}" for ending in Ending)
-    rows = [
-        ("runs", f"{len(setups):,} in {seconds:.0f} s: {said}"),
-        (
-            "configurations",
-            f"{len({setup.config for setup in setups})}, {min(s.steps for s in setups)} to "
-            f"{max(s.steps for s in setups)} steps, {len({s.size for s in setups})} sizes",
-        ),
-        (
-            "with a LoRA / by a file / switched off behind",
-            " / ".join(
-                str(sum(getattr(s, name) for s in setups)) for name in ("lora", "by_file", "disabled")
-            ),
-        ),
-        (
-            "memory of the process",
-            f"{found.memory[later[0]] / 2**20:.1f} MiB behind run {later[0]}, "
-            f"{found.memory[later[-1]] / 2**20:.1f} MiB behind run {later[-1]}",
-        ),
-        (
-            "its slope from there on",
-            f"{rise / 2**10:.2f} +- {error / 2**10:.2f} KiB a run (least squares, standard error)",
-        ),
-        (
-            "bytes of live tensors, switched off",
-            f"{tensors[0]:,} first, {min(tensors):,} to {max(tensors):,}, {tensors[-1]:,} last",
-        ),
-        ("runs equal to a fresh process, bit for bit", f"{sum(compared.values())} of {len(compared)}"),
+def report(found: Soaked, again: Mapping[int, bool], compared: Mapping[int, bool], seconds: float) -> str:
+    """The tables: what was done, and what became of memory and results."""
+    setups = [Setup.drawn(number) for number in range(len(found.digests))]
+    endings = Counter(_ended(setup, found) for setup in setups)
+    done = [
+        ("runs", f"{len(setups):,}, {seconds / len(setups):.3f} s of the processor each, counting included"),
+        *((ending.value, endings[ending]) for ending in Ending),
+        ("configurations", len({setup.config for setup in setups})),
+        ("steps", f"{min(s.steps for s in setups)} to {max(s.steps for s in setups)}"),
+        ("shapes", len({(s.size, s.images) for s in setups})),
+        ("cache enabled", f"{len(setups):,}, over the cache of the run before or none"),
+        *((text, sum(getattr(setup, name) for setup in setups)) for name, text in MARKS.items()),
     ]
-    return "\n".join(("| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)))
+    kept = [
+        _row("objects of Python, cache off", found.objects, EVERY),
+        _row("bytes of live tensors, cache off", found.tensors, EVERY),
+        _row("heap: bytes that malloc has handed out, cache off", found.heap, EVERY),
+        _row("bytes of memory of the process", found.memory, 1),
+    ]
+    same = [
+        ("runs repeated in the same process at the end, equal bit for bit", again),
+        ("runs repeated in fresh processes, equal bit for bit", compared),
+    ]
+    return "\n".join(
+        (
+            "| done | |\n| --- | --- |",
+            *(f"| {name} | {value} |" for name, value in done),
+            "\n| kept | behind the beginning | in the end | a run adds, with 95 % interval |",
+            "| --- | --- | --- | --- |",
+            *kept,
+            "\n| results | |\n| --- | --- |",
+            *(f"| {name} | {sum(equal.values())} of {len(equal)} |" for name, equal in same),
+        )
+    )
+
+
+def _ended(setup: Setup, found: Soaked) -> Ending:
+    """A block that is called too seldom does not get to fail."""
+    return Ending.DONE if setup.ending in RAISED and found.digests[setup.number] else setup.ending
+
+
+def _row(name: str, values: Sequence[int], every: int) -> str:
+    later = values[math.ceil(BEGINNING * len(values)) :]
+    told = " +- ".join(f"{value / every:.2f}" for value in rise(later))
+    return f"| {name} | {later[0]:,} | {later[-1]:,} | {told} |"
 
 
 def main() -> int:
@@ -311,22 +141,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=1_000)
     parser.add_argument("--compare", type=int, default=12, help="runs that are taken in fresh processes too")
+    parser.add_argument("--again", type=int, default=50, help="runs that are taken once more at the end")
     parser.add_argument("--only", type=int, help="take one run and print its digest")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
+        pipe, folder = pipeline(), Path(name)
         if options.only is not None:
-            print(digest(take(pipeline(), Setup.drawn(options.only), Path(name))))
+            print(digest(take(pipe, Setup.drawn(options.only), folder)))
             return 0
-        start = time.perf_counter()
-        found = soak(options.runs, Path(name))
-        seconds = time.perf_counter() - start
-    whole = [n for n in found.digests if Setup.drawn(n).ending in (Ending.DONE, Ending.THREADS)]
+        start = time.process_time()
+        found = soak(pipe, options.runs, folder)
+        seconds = time.process_time() - start
+        whole = [number for number, one in enumerate(found.digests) if one]
+        repeated = random.Random(2).sample(whole, min(options.again, len(whole)))
+        again = {n: digest(take(pipe, Setup.drawn(n), folder)) == found.digests[n] for n in repeated}
     sample = random.Random(1).sample(whole, min(options.compare, len(whole)))
     compared = {number: fresh(number) == found.digests[number] for number in sample}
-    text = report(found, compared, seconds)
+    text = report(found, again, compared, seconds)
     print(text)
-    print("differ:", [number for number, equal in compared.items() if not equal])
+    differ = [number for number, equal in (*again.items(), *compared.items()) if not equal]
+    print("differ:", differ)
     if options.write:
         from common import environment
 
@@ -334,14 +170,17 @@ def main() -> int:
 
         head = f"{INTRODUCTION}\n{environment()}\n\n"
         write_whole(RESULTS / "soak.md", f"{head}{text}\n", mark="# Many runs")
-    return not all(compared.values())
+    return bool(differ)
 
 
 INTRODUCTION = """# Many runs of one pipeline
 
 A tiny Flux pipeline (random weights, 3 and 2 blocks) is run again and again. Configuration, steps, size,
-LoRA and ending are drawn anew for each run; caching is enabled over that of the run before, or switched off
-between.
+batch, guidance, LoRA, files and ending are drawn anew for each run; caching is enabled over that of the run
+before, or switched off between. Counted is what is left: behind every 20th run with the cache off, and the
+memory of the process behind every run. The beginning is the first 30 % of the runs, in which caches of
+Python, torch, diffusers and the allocator fill. A rise is the slope of a line through the means of ten
+stretches, its interval Student's; 0 +- 0 is a count that does not change.
 """
 
 if __name__ == "__main__":
