@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 import cache_dit
-from cache_dit import DBCacheConfig, IntervalConfig
+from cache_dit import DBCacheConfig, IntervalConfig, Place
 from cache_dit.parallelism import ParallelismConfig
 from cache_dit.parallelism.context.shards import Part
 
@@ -30,6 +30,7 @@ GATED = DBCacheConfig(
     num_inference_steps=STEPS,
 )
 EVERY_SECOND = IntervalConfig(interval=2, num_inference_steps=STEPS)
+WHOLE = IntervalConfig(interval=2, num_inference_steps=STEPS, place=Place.OUTPUT)
 CONTROL = ("controlnet_block_samples", "controlnet_single_block_samples")
 # By the ControlNet: its transformer, and what that calls the residuals.
 PAIRS = {
@@ -87,6 +88,7 @@ class Controlled:
         self._usual = self._tiny.variants["controlnet"](0)
         self.transformer: Any = self._tiny.build()
         self.controlnet: Any = self._control.build()
+        self.union = name.endswith("-union")
         # Caching needs lists that run once.
         self.cached = [self, self.controlnet]
         if name.endswith("-twice"):
@@ -155,7 +157,8 @@ def controlled(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
 
 def with_cache(pipe: Controlled) -> tuple[Tensor, str]:
     """A run with a cache on the transformer, by a gate that measures, and on the ControlNet."""
-    for target, config in zip(pipe.cached, (GATED, EVERY_SECOND), strict=False):
+    own = WHOLE if pipe.union else EVERY_SECOND
+    for target, config in zip(pipe.cached, (GATED, own), strict=False):
         cache_dit.enable_cache(target, config)
     return pipe(), decisions(pipe.transformer)
 
@@ -240,8 +243,11 @@ def refused() -> dict[str, str]:
     cache_dit.enable_cache(pipe, parallelism_config=ParallelismConfig(**ULYSSES))
     part = torch.zeros(2, 8, 32).as_subclass(Part)
     part.group = dist.new_group(list(range(dist.get_world_size())))
-    try:
-        output_of(pipe.transformer, tiny_model("FluxTransformer2DModel").inputs(0) | {CONTROL[0]: [2 * part]})
-    except cache_dit.CacheDiTError as error:
-        found["other ranks"] = str(error)
+    given = tiny_model("FluxTransformer2DModel").inputs(0) | {CONTROL[0]: [2 * part]}
+    for name in ("other ranks", "alone"):
+        try:
+            output_of(pipe.transformer, given)
+        except cache_dit.CacheDiTError as error:
+            found[name] = str(error)
+        cache_dit.disable_cache(pipe)
     return found

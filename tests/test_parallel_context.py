@@ -137,6 +137,7 @@ def test_a_controlnet_that_cannot_be_spread_leaves_all_as_it_was(results: Result
     assert "SanaControlNetModel has no context plan" in said["no plan"]
     assert said["same"] == "True"
     assert "spread over other ranks than its transformer" in said["other ranks"]
+    assert "spread its transformer with it" in said["alone"]
 
 
 def test_a_block_works_on_its_part(results: Results) -> None:

@@ -26,7 +26,14 @@ class Part(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made: Any = super().__torch_function__(func, types, args, kwargs)
+        try:
+            made: Any = super().__torch_function__(func, types, args, kwargs)
+        except RuntimeError as error:
+            raise ConfigError(
+                "What a ControlNet returned for the tokens of this process was added to something else; "
+                "spread its transformer with it: ParallelismConfig(extra_parallel_modules=['controlnet']) in "
+                f"one enable_cache of the pipeline. PyTorch says: {error}"
+            ) from error
         known = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Part)]
         for leaf in tree_leaves(made):
             if isinstance(leaf, Part):
