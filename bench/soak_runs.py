@@ -190,7 +190,7 @@ def drawn(pipe: Any, setup: Setup) -> Tensor:
     if setup.guided:
         texts |= {f"negative_{name}": draw(*value.shape) for name, value in texts.items()}
     with failing(pipe.transformer, setup):
-        return pipe(
+        latents: Tensor = pipe(
             height=setup.size[0],
             width=setup.size[1],
             num_inference_steps=setup.steps,
@@ -201,6 +201,7 @@ def drawn(pipe: Any, setup: Setup) -> Tensor:
             true_cfg_scale=2.0 if setup.guided else 1.0,
             **texts,
         )[0]
+    return latents
 
 
 @contextlib.contextmanager

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+import torch
+import yaml
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cache_dit import Schedule, steps_mask
@@ -17,6 +20,7 @@ from cache_dit.bench import store
 from cache_dit.caching.maths.masks import stretch
 from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.configs.loading import load_configs
+from cache_dit.configs.reading import Dumper, parse
 from cache_dit.errors import CacheDiTError, ConfigError
 from cache_dit.files import read_json
 from cache_dit.tune.profile import Profile
@@ -192,3 +196,86 @@ def test_a_schedule_is_read_as_it_was_written(later: set[int], total: int) -> No
     path = Path(_FOLDER.name) / "schedule.json"
     schedule.save(path)
     assert Schedule.load(path) == schedule
+
+
+@given(
+    st.integers(1, 6).flatmap(
+        lambda count: st.tuples(
+            st.lists(st.integers(1, 9), min_size=count, max_size=count),
+            st.lists(st.integers(1, 9), min_size=count - 1, max_size=count),
+        )
+    )
+)
+@settings(deadline=None)
+def test_bins_are_taken_literally(bins: tuple[list[int], list[int]]) -> None:
+    mask = steps_mask(compute_bins=bins[0], cache_bins=bins[1])
+    runs = [(value, len(list(group))) for value, group in groupby(mask)]
+    assert [length for value, length in runs if value == 1] == bins[0]
+    assert [length for value, length in runs if value == 0] == bins[1]
+    assert runs[0][0] == 1
+    assert steps_mask(*bins, total_steps=len(mask)) == mask
+    with pytest.raises(ConfigError, match="add up to"):
+        steps_mask(*bins, total_steps=len(mask) + 1)
+
+
+@given(st.integers(1, 400))
+@settings(deadline=None, max_examples=40)
+def test_policies_fit_any_number_of_steps_and_keep_their_order(total: int) -> None:
+    masks = [steps_mask(mask_policy=name, total_steps=total) for name in ("slow", "medium", "fast", "ultra")]
+    assert {len(mask) for mask in masks} == {total}
+    assert all(mask[0] == mask[-1] == 1 for mask in masks)
+    computed = [sum(mask) for mask in masks]
+    assert computed == sorted(computed, reverse=True)
+
+
+@given(MASKS)
+@settings(deadline=None, max_examples=40)
+def test_a_mask_in_digits_is_the_mask(mask: list[int]) -> None:
+    digits = "".join(map(str, mask))
+    # Without quotes YAML reads a number, which is long.
+    for written in (f'"{digits}"', digits, str(mask), f"[{','.join(digits)},]"):
+        loaded = load_configs(f"cache_config: {{steps_computation_mask: {written}}}")
+        assert loaded["cache_config"].steps_computation_mask == tuple(mask)
+
+
+PLAIN = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+)
+TREES = st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=12)
+
+
+@given(st.dictionaries(st.text(max_size=8), TREES, min_size=1, max_size=4))
+@example(
+    {"1e-3": ["1e-3", 1e-3, "no", "2020-01-01", "\x85", "a\u2028b", "", " ", "0o7", "1_0"], "\x85": None}
+)
+@settings(deadline=None)
+def test_yaml_and_json_are_read_alike(tree: dict[str, Any]) -> None:
+    """Numbers stay numbers, and words words."""
+    written = yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    assert repr(parse("yaml", written)) == repr(tree)
+    assert repr(parse("json", json.dumps(tree))) == repr(tree)
+
+
+@given(st.text(max_size=200))
+@settings(deadline=None)
+def test_any_text_is_plain_data_or_refused(text: str) -> None:
+    try:
+        found = parse("text", text)
+    except ConfigError:
+        return
+    assert json.loads(json.dumps(found)) == found
+
+
+@given(st.integers(2, 24), st.integers(0, 2**32 - 1), st.data())
+@settings(deadline=None, max_examples=30)
+def test_a_placed_schedule_has_the_steps_that_it_was_given(
+    steps: int, seed: int, data: st.DataObject
+) -> None:
+    rows = torch.randn(steps, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    trajectory = Trajectory(tuple(1.0 - step / steps for step in range(steps + 1)), rows @ rows.T)
+    computed = data.draw(st.integers(2, steps))
+    placed = trajectory.schedule(computed)
+    assert placed[0] == 0
+    assert list(placed) == sorted(set(placed))
+    assert len(placed) == computed
+    assert placed[-1] < steps

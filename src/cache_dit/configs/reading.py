@@ -54,8 +54,15 @@ class _Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes the words that `_Loader` would take for numbers."""
+    """Quotes the words that `_Loader` would take for numbers, and those with ends of lines of Unicode."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # Without quotes, or in single ones, these would be read back as spaces.
+        style = '"' if set(data) & set("\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+Dumper.add_representer(str, Dumper.represent_str)
 
 for _kind in (_Loader, Dumper):
     _kind.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+.0123456789"))
