@@ -26,6 +26,7 @@ from cache_dit.parallelism.tensor import (
     divide,
     feed_forward,
 )
+from cache_dit.quantize import quantize
 
 Case = Callable[[], Any]
 PLANNED = {plan.name for plan in TENSOR_PLANS}
@@ -255,17 +256,11 @@ def bytes_of_layers() -> Any:
 
 def quantized_after() -> Any:
     """Divided, then quantized to int8: near the whole model, quantized alike."""
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
     tiny = tiny_model("FluxTransformer2DModel")
     whole, divided = tiny.build(), tiny.build()
     divide(divided, dist.group.WORLD)
     for model in (whole, divided):
-        quantize_(
-            model,
-            Int8WeightOnlyConfig(),
-            lambda module, path: "blocks" in path and isinstance(module, nn.Linear),
-        )
+        quantize(model, "int8_weight_only", filter_fn=lambda _, path: "blocks" in path, report=None)
     expected, found = output_of(whole, tiny.inputs(0))[0], output_of(divided, tiny.inputs(0))[0]
     exact = output_of(tiny.build(), tiny.inputs(0))[0]
     return {
