@@ -10,7 +10,7 @@ import pytest
 from parallel_control_cases import MODES as CONTROL_MODES
 from parallel_control_cases import OFTEN, PAIRS
 from parallel_harness import outcomes
-from parallel_worker_context import (
+from parallel_plan_cases import (
     FAMILIES,
     HEADS,
     MASKED,
