@@ -54,7 +54,7 @@ def set_attn_backend(pipe_or_transformer: Any, backend: str) -> ExitStack:
             Nothing has been changed then.
         UnsupportedModelError: There is no model whose attention can be chosen.
 
-    Example:
+    Examples:
         >>> set_attn_backend(pipe, "_native_cudnn")
         >>> with set_attn_backend(pipe, "_native_math"):
         ...     reference = pipe("a red house")

@@ -15,7 +15,7 @@ AdapterFunction = Callable[..., BlockAdapter]
 
 
 class BlockAdapterRegister:
-    """Users' own families and the known rows, asked by pipeline or transformer."""
+    """Adapters for families of pipelines: those that users register, and those that the package knows."""
 
     _families: ClassVar[dict[str, AdapterFunction]] = {}
 

@@ -58,8 +58,8 @@ class EasyCacheConfig(CacheConfig):
     computed steps.
 
     Attributes:
-        threshold: Compute when the sum reaches this; the value is the authors' for Wan as remembered, not
-            checked, and ComfyUI has 0.2. 0 never skips. Default 0.05.
+        threshold: Compute when the sum reaches this; the value is meant to be the authors' for Wan, and was
+            not checked; ComfyUI has 0.2. 0 never skips. Default 0.05.
         place: Default `Place.OUTPUT`: the change from the latent to the output is kept.
         max_warmup_steps: First steps that are computed. Default 10.
         cfg_diff_compute_separate: Default False: the first branch of a step decides for both.
