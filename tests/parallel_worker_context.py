@@ -314,22 +314,31 @@ def split_by_diffusers(model: Any) -> None:
     apply_context_parallel(model, config.context_parallel_config, model._cp_plan)
 
 
-def failed_installation() -> dict[str, bool]:
-    """A cache that does not fit leaves a model neither cached nor spread."""
+def failed_installation() -> dict[str, Any]:
+    """A cache that does not fit, with the ranks or before them, leaves a model neither cached nor spread."""
     model = small_flux()
-    kinds = [type(part) for part in model.modules()]
-    wanted = output_of(model, FLUX.inputs(0))
-    try:
-        cache_dit.enable_cache(
-            model,
-            cache_config=ToCaConfig(),
-            parallelism_config=ParallelismConfig(ulysses_size=2, ulysses_anything=True),
-        )
-        raised = False
-    except cache_dit.CacheDiTError:
-        raised = True
-    same = [type(part) for part in model.modules()] == kinds
-    return {"raised": raised, "same": same, "equal": error(wanted, output_of(model, FLUX.inputs(0))) == 0.0}
+    spread = ParallelismConfig(ulysses_size=2, ulysses_anything=True)
+
+    def classes() -> list[type]:
+        return [type(getattr(part, "processor", part)) for part in model.modules()]
+
+    def said(**options: Any) -> str:
+        try:
+            cache_dit.enable_cache(model, **options)
+        except cache_dit.CacheDiTError as refused:
+            return str(refused)
+        return ""
+
+    kinds, wanted = classes(), output_of(model, FLUX.inputs(0))
+    found: dict[str, Any] = {"together": said(cache_config=ToCaConfig(), parallelism_config=spread)}
+    same = [classes() == kinds]
+    cache_dit.enable_cache(model, IntervalConfig(interval=2), FreqCaCalibratorConfig())
+    cached = classes()
+    found["afterwards"] = said(parallelism_config=spread)
+    same.append(classes() == cached)
+    cache_dit.disable_cache(model)
+    same.append(classes() == kinds)
+    return found | {"same": same, "equal": error(wanted, output_of(model, FLUX.inputs(0))) == 0.0}
 
 
 def float8() -> float:

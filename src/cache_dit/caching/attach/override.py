@@ -90,7 +90,7 @@ def spread(distribution: Distribution, models: Sequence[nn.Module], pipe: object
         for model in models:
             distribute(model, installed)
     except BaseException:
-        gather_in(models)
+        _take_back(installed, models)
         raise
     return lambda: gather_in(models)
 
@@ -98,10 +98,14 @@ def spread(distribution: Distribution, models: Sequence[nn.Module], pipe: object
 def gather_in(models: Sequence[nn.Module]) -> None:
     """Undo `spread`; nothing happens where models are whole."""
     for installed in {id(one): one for one in map(installed_on, models) if one is not None}.values():
-        for model in models:
-            if installed_on(model) is installed:
-                distribute(model, None)
-        installed.undo()
+        _take_back(installed, models)
+
+
+def _take_back(installed: Installed, models: Sequence[nn.Module]) -> None:
+    for model in models:
+        if installed_on(model) is installed:
+            distribute(model, None)
+    installed.undo()
 
 
 def _dress(model: nn.Module, attached: Attachment | None, installed: Installed | None) -> None:
