@@ -1,6 +1,6 @@
 """What a cache keeps and what a skipped step costs: measured small, held against the formula, told large.
 
-python bench/scaling.py            # some minutes
+python bench/scaling.py            # some minutes of the processor
 python bench/scaling.py --write    # also writes bench/results/scaling.md
 """
 
@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
+import itertools
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
 import torch
+from alive import in_heap
 from common import environment, write
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
-from tiny.models import FLUX
+from tiny.image_models import FLUX
 
 import cache_dit
-from cache_dit import DBCacheConfig, Preset, Request, TaylorSeerCalibratorConfig, presets
+from cache_dit import DBCacheConfig, DBPruneConfig, Preset, Request, TaylorSeerCalibratorConfig, presets
 from cache_dit.bench.flops_models import INPUTS, KNOWN
 from cache_dit.bench.memory import as_dtype, state_size
 
@@ -33,6 +34,7 @@ TAYLOR = Preset(
     DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold=1.0),
     TaylorSeerCalibratorConfig(taylorseer_order=1),
 )
+EACH_BLOCK = Preset(DBPruneConfig(Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold=1.0))
 METHODS = {
     "DBCache F8, last value": presets.dbcache(),
     "DBCache F8, line": presets.dbcache_taylorseer(),
@@ -154,26 +156,22 @@ def inputs_at(tokens: int, step: int, batch: int = 1) -> dict[str, Any]:
     return made
 
 
-def resident() -> int:
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def by_requests(tokens: int, counts: Sequence[int]) -> list[tuple[object, ...]]:
-    """Many requests held at once, two steps into their runs: formula, `state_bytes` and memory."""
+    """Many requests held at once, two steps into their runs: formula, `state_bytes` and the heap."""
     model = cache_dit.enable_cache(FLUX.build(), TAYLOR.with_options(max_live_requests=-1))
     told = state_size(FLUX.build(), inputs_at(tokens, 0), TAYLOR)
-    rows = []
+    rows: list[tuple[object, ...]] = []
     with torch.no_grad():
         _advance(model, Request(num_inference_steps=10), tokens, 3)  # what torch takes once
         gc.collect()
-        before, held = resident(), []
+        held: list[Request] = []
+        before = in_heap()
         for count in counts:
             while len(held) < count:
                 held.append(Request(num_inference_steps=10))
                 _advance(model, held[-1], tokens, 2)
             (stats,) = cache_dit.summary(model, logging=False)
-            grown = resident() - before
+            grown = in_heap() - before
             rows.append(
                 (
                     tokens,
@@ -186,7 +184,7 @@ def by_requests(tokens: int, counts: Sequence[int]) -> list[tuple[object, ...]]:
             )
         del held
         gc.collect()
-        rows.append((tokens, "0, all dropped", "0", "0", amount(max(0, resident() - before)), ""))
+        rows.append((tokens, "0, all dropped", "0", "0", amount(max(0, in_heap() - before)), ""))
     return rows
 
 
@@ -199,7 +197,7 @@ def _advance(model: Any, request: Request, tokens: int, steps: int) -> None:
 def by_steps(preset: Preset, counts: Sequence[int], tokens: int = 256) -> list[tuple[object, ...]]:
     """Runs of more and more steps: what is kept at most, and what the record of the decisions takes."""
     told = state_size(FLUX.build(), inputs_at(tokens, 0), preset)
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for steps in counts:
         model = cache_dit.enable_cache(FLUX.build(), preset)
         request = Request(num_inference_steps=steps, sigmas=[1 - step / steps for step in range(steps + 1)])
@@ -214,67 +212,105 @@ def by_steps(preset: Preset, counts: Sequence[int], tokens: int = 256) -> list[t
     return rows
 
 
+def by_blocks(preset: Preset, counts: Sequence[int]) -> list[tuple[object, ...]]:
+    """What a run keeps of models with more and more blocks."""
+    known: Any = FLUX.build()
+    rows: list[tuple[object, ...]] = []
+    for count in counts:
+        model = type(known).from_config(dict(known.config) | {"num_single_layers": count}).eval()
+        rows.append((count + len(model.transformer_blocks), *_held(model, preset, 1)))
+    return rows
+
+
+def by_batch(preset: Preset, counts: Sequence[int]) -> list[tuple[object, ...]]:
+    """What a run keeps for larger and larger batches."""
+    return [(count, *_held(FLUX.build(), preset, count)) for count in counts]
+
+
+def _held(model: Any, preset: Preset, batch: int, tokens: int = 256) -> tuple[str, str]:
+    """Bytes that a run of ten steps keeps, and whether that is the formula's number."""
+    told = state_size(model, inputs_at(tokens, 0, batch), preset).total()
+    cache_dit.enable_cache(model, preset)
+    with torch.no_grad(), Request(num_inference_steps=10):
+        for step in range(10):
+            model(**inputs_at(tokens, step, batch), return_dict=False)
+    (stats,) = cache_dit.summary(model, logging=False)
+    cache_dit.disable_cache(model)
+    return f"{stats.state_bytes:,}", "yes" if stats.state_bytes == told else f"no, {told:,}"
+
+
 def by_tokens(rounds: int) -> list[tuple[object, ...]]:
-    """Seconds of a computed and of a skipped forward."""
-    rows = []
-    for tokens in (256, 1024, 4096):
+    """Seconds of the processor for a computed and for a skipped forward."""
+    rows: list[tuple[object, ...]] = []
+    for tokens in (256, 1024, 2048):
         model = cache_dit.enable_cache(FLUX.build(), TAYLOR)
-        computed, skipped = [], []
+        computed: list[float] = []
+        skipped: list[float] = []
         with torch.no_grad():
             for _ in range(rounds):
                 with Request(num_inference_steps=4):
                     for step in range(4):
                         inputs = inputs_at(tokens, step)
-                        before = time.perf_counter()
+                        before = time.process_time()
                         model(**inputs, return_dict=False)
-                        (computed if step < 2 else skipped).append(time.perf_counter() - before)
+                        (computed if step < 2 else skipped).append(time.process_time() - before)
         whole, short = min(computed), min(skipped)
         rows.append((tokens, f"{whole * 1e3:.2f}", f"{short * 1e3:.2f}", f"{short / whole:.3f}"))
     return rows
 
 
+def measured(rounds: int) -> Iterator[str]:
+    """The tables of what the tiny model does; times are of the fastest of so many runs."""
+    yield "What is measured is the tiny Flux of the tests (11 blocks, 32 wide, float32) on long sequences."
+    yield "## Requests: formula, what the engine counts, and the heap"
+    yield "DBCache F1B0 with a line, two steps into each run. The heap is what malloc has handed out, exact."
+    yield table(
+        ("tokens", "requests held", "formula", "counted", "the heap has grown by", "of the formula"),
+        [row for tokens in (256, 1024) for row in by_requests(tokens, (4, 16, 64))],
+    )
+    head = ("steps", "computed", "kept at most", "as the formula says", "record, bytes a step")
+    yield "## Steps"
+    yield "DBCache F1B0 with a line: nothing grows but the record of the decisions, which `summary` shows."
+    yield table(head, by_steps(TAYLOR, (8, 64, 256)))
+    yield "The estimate keeps every computed output, and all of them end with the run:"
+    yield table(head, by_steps(presets.trajectory(), (8, 32, 128)))
+    yield "## Blocks and batch"
+    yield "One run of ten steps, 256 tokens. With the change of all blocks in between (`MIDDLE`):"
+    yield table(("blocks", "bytes kept", "as the formula says"), by_blocks(TAYLOR, (3, 6, 24)))
+    yield "With one of each block (DBPrune):"
+    yield table(("blocks", "bytes kept", "as the formula says"), by_blocks(EACH_BLOCK, (3, 6, 24)))
+    yield "Larger batches (`MIDDLE`):"
+    yield table(("batch", "bytes kept", "as the formula says"), by_batch(TAYLOR, (1, 2, 8)))
+    yield "## Time"
+    yield "Milliseconds of the processor, of the fastest forward; a skipped one runs 1 of 11 blocks, 9.1 %."
+    yield table(("tokens", "computed", "skipped", "ratio"), by_tokens(rounds))
+
+
+def large() -> Iterator[str]:
+    """The tables of published models, by arithmetic."""
+    yield "## Predicted"
+    yield (
+        f'By `cache_dit.bench.memory.state_size` on the device "meta". The estimate: {COMPUTED} computed '
+        "steps. Multiply by the batch, and by 2 for guidance in two calls."
+    )
+    yield predicted("FLUX.1-dev", ((512, 512, 1), (1024, 1024, 1), (16384, 16384, 1)))
+    yield predicted("Wan2.1-T2V-14B", ((480, 832, 17), (720, 1280, 81), (720, 1280, 1165)))
+
+
 def main() -> None:
-    """Measure, predict and print markdown."""
+    """Measure, predict and print markdown as it comes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="runs of which the fastest forwards count")
     parser.add_argument("--write", action="store_true", help="write bench/results/scaling.md")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    estimate = presets.trajectory()
-    parts = [
-        "# Long and large",
-        environment(),
-        "What is measured is the tiny Flux of the tests (11 blocks, 32 wide, float32) on long sequences.",
-        "## Requests: formula, what the engine counts, and memory of the process",
-        "DBCache F1B0 with a line, two steps into each run.",
-        table(
-            ("tokens", "requests held", "formula", "counted", "process has grown by", "of the formula"),
-            [row for tokens in (1024, 4096) for row in by_requests(tokens, (4, 16, 32))],
-        ),
-        "## Steps",
-        "DBCache F1B0 with a line: nothing grows but the record of the decisions, which `summary` shows.",
-        table(
-            ("steps", "computed", "kept at most", "as the formula says", "record, bytes a step"),
-            by_steps(TAYLOR, (8, 64, 512)),
-        ),
-        "The estimate keeps every computed output, and all of them end with the run:",
-        table(
-            ("steps", "computed", "kept at most", "as the formula says", "record, bytes a step"),
-            by_steps(estimate, (8, 64, 256)),
-        ),
-        "## Time",
-        "Milliseconds of a forward, the fastest; a skipped one runs 1 of 11 blocks, 9.1 % of them.",
-        table(("tokens", "computed", "skipped", "ratio"), by_tokens(given.rounds)),
-        "## Predicted",
-        f'By `cache_dit.bench.memory.state_size` on the device "meta". The estimate: {COMPUTED} computed '
-        "steps. Multiply by the batch, and by 2 for guidance in two calls.",
-        predicted("FLUX.1-dev", ((512, 512, 1), (1024, 1024, 1), (16384, 16384, 1))),
-        predicted("Wan2.1-T2V-14B", ((480, 832, 17), (720, 1280, 81), (720, 1280, 1165))),
-    ]
-    text = "\n\n".join(parts)
-    print(text)
+    parts = ["# Long and large", environment()]
+    for part in itertools.chain(measured(given.rounds), large()):
+        print(part, flush=True)
+        parts.append(part)
     if given.write:
-        print(f"\nwritten: {write('scaling.md', text)}")
+        path = write("scaling.md", "\n\n".join(parts))
+        print(f"\nwritten: {path}")
 
 
 if __name__ == "__main__":

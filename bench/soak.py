@@ -17,7 +17,7 @@ import tempfile
 import time
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,6 +119,9 @@ def report(found: Soaked, again: Mapping[int, bool], compared: Mapping[int, bool
             "\n| kept | behind the beginning | in the end | a run adds, with 95 % interval |",
             "| --- | --- | --- | --- |",
             *kept,
+            "\n| behind run | objects | bytes of tensors | bytes of heap | bytes of memory |",
+            "| --- | --- | --- | --- | --- |",
+            *_along(found),
             "\n| results | |\n| --- | --- |",
             *(f"| {name} | {sum(equal.values())} of {len(equal)} |" for name, equal in same),
         )
@@ -134,6 +137,15 @@ def _row(name: str, values: Sequence[int], every: int) -> str:
     later = values[math.ceil(BEGINNING * len(values)) :]
     told = " +- ".join(f"{value / every:.2f}" for value in rise(later))
     return f"| {name} | {later[0]:,} | {later[-1]:,} | {told} |"
+
+
+def _along(found: Soaked) -> Iterator[str]:
+    """What there was at ten times."""
+    count = len(found.heap)
+    for place in range(count // 10 - 1, count, count // 10):
+        run = (place + 1) * EVERY
+        values = (found.objects[place], found.tensors[place], found.heap[place], found.memory[run - 1])
+        yield f"| {run:,} | {' | '.join(f'{value:,}' for value in values)} |"
 
 
 def main() -> int:
@@ -180,7 +192,11 @@ batch, guidance, LoRA, files and ending are drawn anew for each run; caching is 
 before, or switched off between. Counted is what is left: behind every 20th run with the cache off, and the
 memory of the process behind every run. The beginning is the first 30 % of the runs, in which caches of
 Python, torch, diffusers and the allocator fill. A rise is the slope of a line through the means of ten
-stretches, its interval Student's; 0 +- 0 is a count that does not change.
+stretches, its interval Student's.
+
+A leak shows in the objects, the tensors or the heap. These rise in steps and stay between them: at the first
+use of something, such as the class of options that a file is checked against. The memory of the process has
+besides them what the allocator keeps free, which is not the package's to give back.
 """
 
 if __name__ == "__main__":
