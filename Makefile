@@ -4,8 +4,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# Of 18,000 files only those that are imported need to be compiled, and Python does it when it imports them.
-PIP := $(BIN)/pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
+PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo docs test lint clean
 
