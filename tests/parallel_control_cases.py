@@ -48,7 +48,7 @@ PAIRS = {
 OFTEN = {
     "ring_p2p": ("FluxControlNetModel", "QwenImageControlNetModel", "ZImageControlNetModel"),
     "usp": ("QwenImageControlNetModel", "ZImageControlNetModel"),
-    "tp_ulysses": ("FluxControlNetModel", "ZImageControlNetModel"),
+    "tp_ulysses": ("FluxControlNetModel",),
 }
 """What is tried in the other modes."""
 ULYSSES = {"ulysses_size": 2, "ulysses_anything": True}
