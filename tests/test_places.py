@@ -17,6 +17,7 @@ from test_rows import caching, calls_of, change, equal, nothing_learnt
 from tiny.image_models import FLUX
 from tiny.models import TINY_MODELS, TinyModel, output_of, tiny_model
 from tiny.runs import Denoising, small_flux
+from tiny.versions import needs_all
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -124,6 +125,7 @@ def test_attention_and_feed_forward_modules_are_found_in_every_block(tiny: TinyM
 
 
 def test_kinds_of_modules() -> None:
+    needs_all()
     rows = Counter(
         (tiny.name, kind) for tiny in TINY_MODELS for kind in set().union(*found_in(tiny).values())
     )
@@ -598,6 +600,7 @@ def test_the_modulated_input_is_what_the_first_block_makes_itself(
 
 
 def test_models_whose_modulated_input_is_known() -> None:
+    needs_all()
     known = {tiny.id for tiny in TINY_MODELS if has_norm(first_block(tiny))}
     assert known == MODULATED
     with pytest.raises(ConfigError, match="which is not known of WanTransformer3DModel; give another"):

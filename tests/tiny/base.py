@@ -20,6 +20,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from .versions import needs, reason
+
 Inputs = dict[str, Any]
 InputsOf = Callable[[int], Inputs]
 
@@ -74,6 +76,7 @@ def output_of(model: nn.Module, kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]
     # Some models always return their tensor as it is.
     if "return_dict" in inspect.signature(model.forward).parameters:
         own["return_dict"] = False
+    needs(type(model).__name__, model.forward, own)
     with torch.no_grad():
         return tuple(_tensors(model(**own)))
 
@@ -103,7 +106,9 @@ def _build(class_name: str, seed: int, config: Mapping[str, Any], gains: Mapping
         # Chroma imports its position embedding from where diffusers itself no longer wants it.
         warnings.filterwarnings("ignore", message="`FluxPosEmbed` is deprecated", category=FutureWarning)
         torch.manual_seed(seed)
-        model = _class(class_name)(**config)
+        kind = _class(class_name)
+        needs(class_name, kind.__init__, config)
+        model = kind(**config)
         _randomise(model)
     for name, gain in gains.items():
         model.get_parameter(name).data.mul_(gain)
@@ -113,8 +118,14 @@ def _build(class_name: str, seed: int, config: Mapping[str, Any], gains: Mapping
 def _class(name: str) -> Any:
     kind = getattr(diffusers, name, None)
     if kind is None:
-        pytest.skip(f"diffusers {diffusers.__version__} has no {name}")
+        pytest.skip(reason(f"has no {name}"))
     return kind
+
+
+def if_taken(class_name: str, **arguments: Any) -> Inputs:
+    """Those of `arguments` that the forward of the class takes: releases of diffusers differ."""
+    taken = inspect.signature(getattr(diffusers, class_name).forward).parameters
+    return {name: value for name, value in arguments.items() if name in taken}
 
 
 def builder(

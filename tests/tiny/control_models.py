@@ -197,7 +197,24 @@ def _resize(mask: Tensor, size: list[int], interpolation: str) -> Tensor:
     return torch.nn.functional.interpolate(mask, size, mode=interpolation)
 
 
+_plain_cosmos_control = builder(
+    "CosmosControlNetModel",
+    seed=507,
+    n_controlnet_blocks=5,
+    in_channels=7,
+    latent_channels=6,
+    model_channels=36,
+    num_attention_heads=2,
+    attention_head_dim=18,
+    mlp_ratio=2.0,
+    text_embed_dim=_TEXT_DIM,
+    adaln_lora_dim=8,
+    max_size=(4, 16, 16),
+)
+
+
 def _cosmos_control() -> nn.Module:
+    model = _plain_cosmos_control()
     from diffusers.models.controlnets import controlnet_cosmos
 
     if not hasattr(controlnet_cosmos, "transforms"):
@@ -205,20 +222,7 @@ def _cosmos_control() -> nn.Module:
         controlnet_cosmos.transforms = SimpleNamespace(
             functional=SimpleNamespace(resize=_resize), InterpolationMode=SimpleNamespace(NEAREST="nearest")
         )
-    return builder(
-        "CosmosControlNetModel",
-        seed=507,
-        n_controlnet_blocks=5,
-        in_channels=7,
-        latent_channels=6,
-        model_channels=36,
-        num_attention_heads=2,
-        attention_head_dim=18,
-        mlp_ratio=2.0,
-        text_embed_dim=_TEXT_DIM,
-        adaln_lora_dim=8,
-        max_size=(4, 16, 16),
-    )()
+    return model
 
 
 COSMOS_CONTROL = TinyModel(

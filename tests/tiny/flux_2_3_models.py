@@ -45,12 +45,12 @@ FLUX2 = TinyModel(
 
 
 def _flux2_with_kv() -> nn.Module:
+    model: Any = builder("Flux2Transformer2DModel", seed=102, **_FLUX2_CONFIG)()
     from diffusers.models.transformers.transformer_flux2 import (
         Flux2KVAttnProcessor,
         Flux2KVParallelSelfAttnProcessor,
     )
 
-    model: Any = builder("Flux2Transformer2DModel", seed=102, **_FLUX2_CONFIG)()
     for block in model.transformer_blocks:
         block.attn.set_processor(Flux2KVAttnProcessor())
     for block in model.single_transformer_blocks:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .base import BATCH, Draw, Inputs, InputsOf, TinyModel, builder, keep_all_but, with_extra
+from .base import BATCH, Draw, Inputs, InputsOf, TinyModel, builder, if_taken, keep_all_but, with_extra
 
 # --- images, two streams ---
 
@@ -123,6 +123,7 @@ def _qwen_inputs(seed: int) -> Inputs:
         "encoder_hidden_states_mask": keep_all_but(0, _TEXT),
         "timestep": torch.full((BATCH,), draw.time),
         "img_shapes": [[(1, _IMAGE_SIDE, _IMAGE_SIDE)]] * BATCH,
+        **if_taken("QwenImageTransformer2DModel", txt_seq_lens=[_TEXT] * BATCH),
     }
 
 

@@ -69,7 +69,9 @@ def _call(arguments: Arguments, scheduled_per_step: int = 1) -> Call:
     def call(pipe: DiffusionPipeline, seed: int, steps: int) -> Tensor:
         options: Inputs = {"output_type": "latent", "return_dict": False} | arguments(Draw(seed))
         generator = torch.Generator().manual_seed(seed)
-        return pipe(num_inference_steps=steps * scheduled_per_step, generator=generator, **options)[0]
+        result = pipe(num_inference_steps=steps * scheduled_per_step, generator=generator, **options)[0]
+        # DiT of diffusers 0.35 gives an array.
+        return torch.as_tensor(result)
 
     return call
 
@@ -147,7 +149,8 @@ FLUX_TRUE_CFG = TinyPipeline(
 
 def _qwen_arguments(draw: Draw) -> Inputs:
     prompt = _prompt(draw, negative=True)
-    masks = dict.fromkeys(("prompt_embeds_mask", "negative_prompt_embeds_mask"), torch.ones(1, _TEXT))
+    mask = torch.ones(1, _TEXT, dtype=torch.long)
+    masks = dict.fromkeys(("prompt_embeds_mask", "negative_prompt_embeds_mask"), mask)
     return _SIZE | prompt | masks | {"true_cfg_scale": 4.0}
 
 
