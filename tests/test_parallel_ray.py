@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import cache_dit
 from cache_dit import CacheDiTError
 from cache_dit.errors import ConfigError
 
@@ -70,30 +71,85 @@ def test_forty_requests_with_an_actor_that_dies(tmp_path: Path) -> None:
     assert len({process for _, process in done}) == 3
 
 
-class Adding:
-    """A pipeline of several ranks: each adds its number to the sum of all; one rank may die, once."""
+def drawn(model: Any, seed: int) -> tuple[list[float], list[int]]:
+    """The latents after a few steps of a tiny Flux, and the steps in which its last block ran."""
+    import torch
+
+    made = torch.Generator().manual_seed(seed)
+    latents, text = (torch.randn(1, tokens, 4, generator=made) for tokens in (9, 5))
+    places = torch.cartesian_prod(torch.zeros(1), torch.arange(3.0), torch.arange(3.0))
+    computed: list[int] = []
+    step = 0
+    hook = model.single_transformer_blocks[-1].register_forward_hook(lambda *_: computed.append(step))
+    with torch.no_grad(), cache_dit.Request(6):
+        for step in range(6):
+            velocity = model(
+                hidden_states=latents,
+                encoder_hidden_states=text,
+                pooled_projections=text[:, 0],
+                timestep=torch.full((1,), 1 - step / 6),
+                img_ids=places,
+                txt_ids=torch.zeros(5, 3),
+                return_dict=False,
+            )[0]
+            latents = latents - velocity / 6
+    hook.remove()
+    return latents.flatten().tolist(), computed
+
+
+def cached_flux(**options: Any) -> Any:
+    import torch
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel(
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=4,
+        pooled_projection_dim=4,
+        axes_dims_rope=(2, 2, 4),
+    )
+    config = cache_dit.DBCacheConfig(
+        Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold=0.9, max_continuous_cached_steps=2
+    )
+    return cache_dit.enable_cache(model.eval(), config, **options)
+
+
+class Together:
+    """A pipeline of two ranks that share every sequence; one rank may die, once."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        from cache_dit.parallelism import ParallelismConfig
 
-    def __call__(self, number: int, dies: bool = False) -> float:
-        import torch
+        self.folder = folder
+        sharing = ParallelismConfig(ulysses_size=2, ulysses_anything=True)
+        self.model = cached_flux(parallelism_config=sharing)
+
+    def __call__(self, seed: int, dies: bool = False) -> tuple[list[float], list[int]]:
         import torch.distributed as dist
 
         if dies and dist.get_rank() == 1 and not (self.folder / "died").exists():
             (self.folder / "died").touch()
             os._exit(1)
-        total = torch.tensor(float(number * (1 + dist.get_rank())))
-        dist.all_reduce(total)
-        return total.item()
+        return drawn(self.model, seed)
 
 
-def test_ranks_of_a_copy_work_together_and_are_replaced_together(tmp_path: Path) -> None:
+def test_ranks_of_a_copy_share_a_sample_and_are_replaced_together(tmp_path: Path) -> None:
     from cache_dit.parallelism.ray import RayPipeline
 
-    requests = [*numbers(1, 2), {"number": 3, "dies": True}, *numbers(4)]
-    with RayPipeline(functools.partial(Adding, tmp_path), ranks_per_replica=2) as pipe:
-        assert pipe(requests) == [3.0, 6.0, 9.0, 12.0]
+    requests = [{"seed": 1}, {"seed": 2, "dies": True}, {"seed": 3}]
+    with RayPipeline(functools.partial(Together, tmp_path), ranks_per_replica=2) as pipe:
+        together = pipe(requests)
+    assert (tmp_path / "died").exists()
+    alone = cached_flux()
+    for request, (latents, computed) in zip(requests, together, strict=True):
+        wanted, steps = drawn(alone, int(request["seed"]))
+        assert latents == pytest.approx(wanted, abs=1e-5)
+        assert computed == steps
+        assert 2 < len(steps) < 6
 
 
 def test_errors_name_the_request(tmp_path: Path) -> None:
