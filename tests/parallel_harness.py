@@ -1,14 +1,17 @@
-"""Run cases in several processes under gloo: one start for all cases of a module.
+"""Run cases in several processes under gloo: one start of the ranks for all cases of a module.
 
 A module of cases has a function `cases(size)` that returns, by name, functions without arguments; every
 process calls all of them in order. What they return, or the error that they raise, comes back for each rank.
-The ranks are forks of one process, since importing what they need takes longer than most cases.
+The ranks are forks of one process, since importing what they need takes longer than most cases. That process
+lives as long as the one that runs the tests.
 """
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import fcntl
+import functools
 import importlib
 import json
 import os
@@ -42,22 +45,39 @@ def outcomes(module: str, size: int, folder: Path) -> dict[str, list[Any]]:
 
 def _run(module: str, size: int) -> dict[str, list[Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        ranks = subprocess.Popen(
-            [sys.executable, __file__, module, str(size), folder],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        limit = threading.Timer(LIMIT, os.killpg, (ranks.pid, signal.SIGKILL))
+        server = _server()
+        assert server.stdin is not None
+        assert server.stdout is not None
+        limit = threading.Timer(LIMIT, os.killpg, (server.pid, signal.SIGKILL))
         limit.start()
-        said = ranks.communicate()[0].decode(errors="replace")
+        print(json.dumps([module, size, folder]), file=server.stdin, flush=True)
+        ended = server.stdout.readline() == ""
         limit.cancel()
+        if ended:
+            _server.cache_clear()
         written = [Path(folder, f"{rank}.json") for rank in range(size)]
         if not all(path.exists() for path in written):
+            said = Path(folder, "said").read_text(errors="replace")
             raise RuntimeError(f"{module} failed with {size} ranks:\n{said[-5000:]}")
         values = [json.loads(path.read_text()) for path in written]
     return {name: [value[name] for value in values] for name in values[0]}
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """The process that the ranks are forks of."""
+    server = subprocess.Popen(
+        [sys.executable, __file__],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    # It ends with its input.
+    atexit.register(server.communicate)
+    return server
 
 
 def once(compute: Callable[[], Made]) -> Made:
@@ -77,21 +97,32 @@ def once(compute: Callable[[], Made]) -> Made:
     return result
 
 
-def main(module: str, size: int, folder: str) -> None:
-    importlib.import_module(module)
-    ranks = []
-    for rank in range(size):
-        process = os.fork()
-        if process == 0:
-            try:
-                _work(module, size, folder, rank)
-            except BaseException:  # noqa: BLE001  # the others end by themselves then
-                traceback.print_exc()
-            sys.stdout.flush()
-            os._exit(0)
-        ranks.append(process)
-    for process in ranks:
-        os.waitpid(process, 0)
+def main() -> None:
+    """Fork the ranks for every request that comes in a line, and say when they have ended."""
+    importlib.import_module("tiny.models")
+    for request in sys.stdin:
+        module, size, folder = json.loads(request)
+        ranks = []
+        for rank in range(size):
+            process = os.fork()
+            if process == 0:
+                _fork(module, size, folder, rank)
+            ranks.append(process)
+        for process in ranks:
+            os.waitpid(process, 0)
+        print("done", flush=True)
+
+
+def _fork(module: str, size: int, folder: str, rank: int) -> None:
+    said = os.open(Path(folder, "said"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    try:
+        _work(module, size, folder, rank)
+    except BaseException:  # noqa: BLE001  # the others end by themselves then
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _work(module: str, size: int, folder: str, rank: int) -> None:
@@ -119,4 +150,4 @@ def _work(module: str, size: int, folder: str, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    main()
