@@ -29,6 +29,8 @@ class Part(Tensor):
         try:
             made: Any = super().__torch_function__(func, types, args, kwargs)
         except RuntimeError as error:
+            if type(error) is not RuntimeError:
+                raise  # no memory, say
             raise ConfigError(
                 "What a ControlNet returned for the tokens of this process was added to something else; "
                 "spread its transformer with it: ParallelismConfig(extra_parallel_modules=['controlnet']) in "
