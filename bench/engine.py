@@ -192,7 +192,7 @@ def main() -> None:
     empty, skipped = skipped_block(given.rounds)
     pipe = load_pipeline()
     rows = demo_costs(pipe, 1, given.rounds, given.steps)
-    rows += demo_costs(pipe, 4, max(given.rounds // 3, 4), given.steps)
+    rows += demo_costs(pipe, 4, max(given.rounds // 3, 2), given.steps)
     text = "\n".join(
         (
             "# Cost of the engine",
