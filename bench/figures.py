@@ -298,8 +298,10 @@ def main() -> None:
     given = parser.parse_args()
     found = package_sources()
     sources = [Source(path, text, code_lines(text)) for path, text in sorted(found.items())]
-    parts = ["# Figures of the package", environment(), "## Starting", starts(given.rounds), "## Wheel"]
-    parts += [wheel(), "## Installed by default", dependencies(), sizes(sources)]
+    parts = ["# Figures of the package", environment(), "## Starting", starts(given.rounds)]
+    if os.getloadavg()[0] > (os.cpu_count() or 1):
+        parts.append("Other work shared the processors in this run, so only processor times tell something.")
+    parts += ["## Wheel", wheel(), "## Installed by default", dependencies(), sizes(sources)]
     if given.coverage is not None:
         parts += ["## Coverage", given.tests, coverage(given.coverage, sources)]
     text = "\n\n".join(filter(None, parts))
