@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 from parallel_control_cases import MODES as CONTROL_MODES
 from parallel_control_cases import OFTEN, PAIRS
@@ -22,6 +23,7 @@ from parallel_plan_cases import (
     UNEVEN,
 )
 from tiny.control_pipelines import CONTROL_PIPELINES
+from tiny.models import TINY_MODELS
 
 from cache_dit.errors import ConfigError, ConfigTypeError
 from cache_dit.parallelism import ParallelismBackend, ParallelismConfig
@@ -83,6 +85,15 @@ def test_at_least_the_classes_of_the_reference_have_a_plan() -> None:
     assert set(CONTEXT_PLANS) == {tiny.name for tiny in PLANNED.values()}
     controlled = {name.partition("-")[0] for name in PAIRS}
     assert controlled == set(CONTEXT_PLANS) - {tiny.name for tiny in MODELS.values()}
+
+
+def test_classes_for_which_diffusers_has_a_plan_have_one() -> None:
+    # Every transformer of diffusers has a tiny model.
+    classes = {tiny.name: getattr(diffusers, tiny.name, None) for tiny in TINY_MODELS}
+    theirs = {name for name, kind in classes.items() if getattr(kind, "_cp_plan", None)}
+    if not theirs:
+        pytest.skip("this diffusers has no plans")
+    assert theirs <= set(CONTEXT_PLANS)
 
 
 @pytest.mark.parametrize(
