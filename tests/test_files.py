@@ -1,6 +1,7 @@
 """Files appear whole, and nobody else's is replaced."""
 
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,13 +43,19 @@ def test_the_old_file_survives_a_write_that_fails(tmp_path: Path, monkeypatch: p
     assert [child.name for child in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_threads_that_write_one_file_leave_one_of_theirs(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    contents = [str(number) * 400_000 for number in range(8)]
-    with ThreadPoolExecutor(8) as pool:
-        for _ in range(3):
-            list(pool.map(lambda content: write_whole(path, content), contents))
-            assert path.read_text() in contents
+def test_threads_that_write_one_file_leave_one_of_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, swap, both = tmp_path / "a.txt", os.replace, threading.Barrier(2)
+
+    def together(part: Path, whole: Path) -> None:
+        both.wait(30)
+        swap(part, whole)
+
+    monkeypatch.setattr(os, "replace", together)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda content: write_whole(path, content), ("mine", "theirs")))
+    assert path.read_text() in ("mine", "theirs")
     assert [child.name for child in tmp_path.iterdir()] == ["a.txt"]
 
 
