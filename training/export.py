@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from safetensors.torch import load_file, save_file
 
 from training.autoencoder import RUNS
 from training.text import build_tokenizer
@@ -55,6 +56,15 @@ def name_tokenizers(folder: Path) -> None:
         edit_json(folder / part / "tokenizer_config.json", tokenizer_class=TOKENIZER_CLASS)
 
 
+def name_text_weights(folder: Path) -> None:
+    """transformers 5 saves CLIP without the prefix that 4 looks for; what 4 lacks it draws. 5 reads both."""
+    path = folder / "text_encoder" / "model.safetensors"
+    weights = {
+        f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(path).items()
+    }
+    save_file(weights, path, metadata={"format": "pt"})
+
+
 def tidy(folder: Path) -> None:
     """Drops where the parts came from and a key that AutoencoderTiny writes but warns about when reading.
 
@@ -75,6 +85,7 @@ def export(checkpoint: Path, vae: Path, to: Path) -> float:
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, safe_serialization=True)
     name_tokenizers(partial)
+    name_text_weights(partial)
     tidy(partial)
     megabytes = sum(p.stat().st_size for p in partial.rglob("*") if p.is_file()) / 1e6
     if megabytes > LIMIT_MB:
