@@ -64,10 +64,11 @@ _HEAD = (
 
 _EXPLAINED = f"""The demo model. FLOPs: of the transformer over whole runs, counted by torch's formulas, as a
 fraction of those of the uncached run; for systems that decide by what they see, the mean over some pictures.
-Time: seconds of a whole picture (a batch of one, text encoders and decoder included) over those of uncached
-runs before and after, median; seconds of the process, so that other work on the machine does not count. PSNR
-in dB and SSIM of float pictures to the uncached run of the same step count: mean, 95 % interval of the mean
-(bootstrap over prompts), 10th percentile, worst picture.
+Time: seconds of a whole picture (a batch of one, text encoders and decoder included, but not what is done
+once for many pictures, when a system is put on) over those of uncached runs before and after, median;
+seconds of the process, so that other work on the machine does not count. PSNR in dB and SSIM of float
+pictures to the uncached run of the same step count: mean, 95 % interval of the mean (bootstrap over prompts),
+10th percentile, worst picture.
 
 A setting is within a budget if it costs {SLACK:g} more at most. Of its settings within, each system shows the
 one that is best on the training pictures; "-": none is that cheap."""
