@@ -4,10 +4,14 @@ Those tables do not say how many steps were cached. So the number that each tota
 and two things that follow from it can then fail: it must be one that the limits of the configuration allow,
 and totals of one number of first blocks must differ by whole multiples of what one cached step of one of the
 200 pictures saves.
+
+python bench/flops_flux.py            # a minute; prints the tables
+python bench/flops_flux.py --write    # also writes bench/results/flops-flux.md
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import re
 from collections.abc import Sequence
@@ -65,7 +69,10 @@ average."""
 
 
 def main() -> None:
-    """Count, compare, and write bench/results/flops-flux.md."""
+    """Count, compare, and print markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--write", action="store_true", help="write bench/results/flops-flux.md")
+    given = parser.parse_args()
     counted = count("FLUX", height=1024, width=1024, text_tokens=512)
     text = "\n\n".join(
         (
@@ -83,7 +90,8 @@ def main() -> None:
         )
     )
     print(text)
-    write("flops-flux.md", text)
+    if given.write:
+        print(f"\nwritten: {write('flops-flux.md', text)}")
 
 
 def table(counted: Counted) -> str:
