@@ -99,7 +99,10 @@ def once(compute: Callable[[], Made]) -> Made:
 
 def main() -> None:
     """Fork the ranks for every request that comes in a line, and say when they have ended."""
-    importlib.import_module("tiny.models")
+    diffusers = importlib.import_module("diffusers")
+    for tiny in importlib.import_module("tiny.models").TINY_MODELS:
+        # Modules of models are imported when they are first asked for: here, and not by every rank.
+        getattr(diffusers, tiny.name, None)
     for request in sys.stdin:
         module, size, folder = json.loads(request)
         ranks = []
