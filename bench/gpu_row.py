@@ -309,8 +309,7 @@ def main() -> None:
     options(parser)
     given = parser.parse_args()
     tiny = given.dry_run
-    torch.set_grad_enabled(False)
-    with ranks("cpu" if tiny else "cuda") as (device, parallelism):
+    with torch.no_grad(), ranks("cpu" if tiny else "cuda") as (device, parallelism):
         machine = Machine(
             device, tiny, given.steps or (6 if tiny else 50), given.size or (64 if tiny else 1024)
         )

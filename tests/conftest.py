@@ -23,13 +23,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason(f"has no {name}")))
 
 
+class Counts(dict[Any, Any]):
+    """Counts by inputs. That one model could not be counted, as it was compiled, say, is nobody else's."""
+
+    def __setitem__(self, inputs: Any, count: Any) -> None:
+        if count is not None:
+            super().__setitem__(inputs, count)
+
+    def __missing__(self, inputs: Any) -> None:
+        return None
+
+
 class CountsOfAlike(dict[Any, Any]):
     """Counts by what a model is instead of which, so that the next one of its configuration has them too."""
 
     def setdefault(self, model: Any, default: Any = None) -> Any:
         shapes = tuple((name, tensor.shape, tensor.device) for name, tensor in model.named_parameters())
         return super().setdefault(
-            (plain_class(model), repr(getattr(model, "config", model)), shapes), default
+            (plain_class(model), repr(getattr(model, "config", model)), shapes), Counts(default)
         )
 
 

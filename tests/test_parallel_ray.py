@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,15 @@ ray = pytest.importorskip("ray")
 
 
 class Counting:
-    """A pipeline that writes down every request, and ends its process at one of them, once."""
+    """A pipeline that writes down every request, and ends its process at one of them, once.
 
-    def __init__(self, folder: Path, dies_at: int | None = None, always: bool = False) -> None:
-        self.folder, self.dies_at, self.always = folder, dies_at, always
+    Behind it, requests wait until `processes` have taken one, so that the others leave some to the new one.
+    """
+
+    def __init__(
+        self, folder: Path, dies_at: int | None = None, always: bool = False, processes: int = 0
+    ) -> None:
+        self.folder, self.dies_at, self.always, self.processes = folder, dies_at, always, processes
 
     def __call__(self, number: int) -> int:
         with open(self.folder / "log", "a") as log:
@@ -33,7 +39,14 @@ class Counting:
             os._exit(1)
         if number < 0:
             raise ValueError("a negative number")
+        deadline = time.monotonic() + 120
+        while mark.exists() and len(self.seen()) < self.processes and time.monotonic() < deadline:
+            time.sleep(0.05)
         return 10 * number
+
+    def seen(self) -> set[str]:
+        """The processes that have taken a request."""
+        return {line.split()[1] for line in (self.folder / "log").read_text().splitlines()}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,7 +77,7 @@ def numbers(*values: int) -> list[dict[str, int]]:
 
 
 def test_forty_requests_with_an_actor_that_dies(tmp_path: Path) -> None:
-    with counting(tmp_path, dies_at=17) as pipe:
+    with counting(tmp_path, dies_at=17, processes=3) as pipe:
         assert pipe(numbers(*range(40))) == [10 * number for number in range(40)]
     done = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     assert sorted(int(number) for number, _ in done) == sorted([*range(40), 17])
