@@ -9,8 +9,8 @@ Topics:
 - tolerance: what one tolerance means at 28 and 50 steps, without guidance and with, beside other gates.
 - axis: forecasts along the noise level in place of the step.
 - order: a polynomial whose order is chosen on each computed step, by which one would have been nearest.
-- correction: last blocks computed on every step, on what was forecast for the blocks before; and forecasts
-  drawn towards the last computed value.
+- correction: last blocks computed on every step, on what was forecast for the blocks before; and the line
+  through the last two values joined with one fitted to all.
 
 Training pictures, none of which is reported elsewhere. A schedule or a tolerance by sample is drawn in one
 batch, DBCache one by one, since it decides over a batch as one.
@@ -169,11 +169,11 @@ def corrections() -> list[Setting]:
                 (f"about {budget:g}: F{first}B{last}, {name}", config, calibrator)
                 for name, calibrator in (("Taylor 1", TAYLOR), ("estimate", ESTIMATE))
             ]
-    drawn = {
+    joined = {
         f"line and fit, {blend:g}": SpectrumCalibratorConfig(degree=1, blend=blend, anchored=True)
         for blend in (0.0, 0.25, 0.5, 0.75)
     }
-    return made + crossed({**drawn, "estimate": ESTIMATE}, (Place.OUTPUT,))
+    return made + crossed({**joined, "estimate": ESTIMATE}, (Place.OUTPUT,))
 
 
 TOPICS: dict[str, Callable[[], list[Setting]]] = {

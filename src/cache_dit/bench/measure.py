@@ -138,13 +138,18 @@ class Bench:
 
     def _draw(self, system: System, pictures: Sequence[Picture], counted: bool) -> tuple[Tensor, float]:
         """Pictures and, if wanted, the FLOPs of each."""
-        cell = Cell(system.steps(self.cell.steps), self.cell.cfg)
-        with system.applied(self.pipe, self.cell):
+        with self._put_on(system) as cell:
             if not counted:
                 return draw(self.pipe, pictures, cell), math.nan
             with counting(self.pipe.transformer) as count:
                 drawn = draw(self.pipe, pictures, cell)
         return drawn, count.total / len(pictures)
+
+    @contextmanager
+    def _put_on(self, system: System) -> Iterator[Cell]:
+        """The pipeline with a system, and the steps that it takes."""
+        with system.applied(self.pipe, self.cell):
+            yield Cell(system.steps(self.cell.steps), self.cell.cfg)
 
     def _time(self, system: System, picture: Picture) -> float:
         """Ratio of seconds to an uncached run right before or after, which of the two by the seed.
@@ -156,8 +161,7 @@ class Bench:
         seconds = [0.0, 0.0]
         for place in (0, 1) if picture.seed % 2 else (1, 0):
             timed = system if place else _UNCACHED
-            cell = Cell(timed.steps(self.cell.steps), self.cell.cfg)
-            with timed.applied(self.pipe, self.cell):
+            with self._put_on(timed) as cell:
                 start = time.process_time()
                 draw(self.pipe, [picture], cell)
                 seconds[place] = time.process_time() - start

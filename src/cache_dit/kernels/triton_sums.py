@@ -30,6 +30,7 @@ def _distance_kernel(value, reference, partial, count, programs, BLOCK: tl.const
     tl.store(partial + programs + program, tl.sum(norm, axis=0))
 
 
+# The parameters likewise.
 @triton.jit
 def _sum_kernel(a, b, c, d, out, wa, wb, wc, wd, count, VALUES: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -9,7 +9,7 @@ from torch import nn
 from cache_dit.caching.attach.override import attachment_of, plain_class
 from cache_dit.caching.attach.targets import cached_models
 from cache_dit.errors import ConfigError
-from cache_dit.stats.offloaded import cut_group
+from cache_dit.stats.offloaded import cut_group, group_of
 
 
 def check_offload(pipe_or_transformer: Any) -> None:
@@ -43,9 +43,5 @@ def _is_held(block: nn.Module) -> bool:
     return (
         getattr(block, "_compiled_call_impl", None) is not None
         and any(type(weight).__module__.startswith("torchao.") for weight in block.parameters())
-        and any(map(_is_grouped, block.modules()))
+        and any(group_of(part) is not None for part in block.modules())
     )
-
-
-def _is_grouped(module: nn.Module) -> bool:
-    return "group_offloading" in getattr(getattr(module, "_diffusers_hook", None), "hooks", {})

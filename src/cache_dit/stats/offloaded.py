@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import nn
+
 from cache_dit.caching.attach.attachment import Attachment
+
+
+def group_of(module: nn.Module) -> Any:
+    """The offloading group of diffusers that a module is in; None where it is in none."""
+    hook = getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).get("group_offloading")
+    return None if hook is None else hook.group
 
 
 def cut_group(attached: Attachment) -> str | None:
@@ -14,8 +24,8 @@ def cut_group(attached: Attachment) -> str | None:
     for segment in attached.session.plan.segments:
         skipped = segment.blocks[segment.start : segment.stop]
         for index, block in enumerate(segment.blocks[segment.stop :], segment.stop):
-            hooks = getattr(getattr(block, "_diffusers_hook", None), "hooks", {})
-            if "group_offloading" in hooks and hooks["group_offloading"].group.onload_leader in skipped:
+            group = group_of(block)
+            if group is not None and group.onload_leader in skipped:
                 return (
                     f"block {index} of {segment.label} is always computed but shares an offloading group "
                     "with blocks that are skipped, so its weights would not be loaded; give "
