@@ -659,6 +659,14 @@ def test_values_that_do_not_fit_the_model(act: Callable[[Any], Any], words: tupl
         (lambda model: enable_cache(model, cache_confg=CONFIG), ("'cache_confg'", "mean 'cache_config'?")),
         (lambda model: enable_cache(model, zzz=1), ("'zzz'", "Known are: cache_config, calibrator_config")),
         (
+            lambda model: enable_cache(model, Fn_compute_blocks=1),
+            ("'Fn_compute_blocks'", "give cache_config=DBCacheConfig(Fn_compute_blocks=1)"),
+        ),
+        (
+            lambda model: enable_cache(model, CONFIG, taylorseer_order=2),
+            ("'taylorseer_order'", "calibrator_config=TaylorSeerCalibratorConfig(taylorseer_order=2)"),
+        ),
+        (
             lambda model: enable_cache(model, TAYLOR),
             ("cache_config is of type TaylorSeer", "CacheConfig"),
         ),

@@ -27,6 +27,7 @@ from cache_dit.caching.attach.timeline import pipeline_request
 from cache_dit.caching.block_adapters.adapter import BlockAdapter, ParamsModifier
 from cache_dit.caching.block_adapters.register import adapter_of
 from cache_dit.caching.config import CacheConfig, CalibratorConfig, DBCacheConfig
+from cache_dit.caching.forecasters.taylorseer import TaylorSeerCalibratorConfig
 from cache_dit.caching.forecasters.trajectory import TrajectoryCalibratorConfig
 from cache_dit.caching.options import Override, instance_of, optional, reject_unknown
 from cache_dit.errors import ConfigError
@@ -35,6 +36,7 @@ from cache_dit.presets import Preset
 _Target = TypeVar("_Target")
 _Modifiers = ParamsModifier | Sequence[ParamsModifier | Sequence[ParamsModifier]]
 _OPTIONS = ("cache_config", "calibrator_config", "params_modifiers", "parallelism_config")
+_INSIDE = {"cache_config": DBCacheConfig, "calibrator_config": TaylorSeerCalibratorConfig}
 
 
 def enable_cache(
@@ -62,7 +64,7 @@ def enable_cache(
             transformer or one for each list.
         parallelism_config: A `ParallelismConfig`, to spread every sample over several processes, which then
             decide together; given alone, nothing is cached. None: it stays as it is.
-        **unknown: Refused; the message tells the nearest option.
+        **unknown: Refused; the message tells the nearest option, or the class whose option it is.
 
     Returns:
         The object that was given.
@@ -78,7 +80,7 @@ def enable_cache(
         >>> image = pipe("a red house").images[0]
         >>> cache_dit.summary(pipe)
     """
-    reject_unknown("enable_cache", unknown, _OPTIONS)
+    reject_unknown("enable_cache", unknown, _OPTIONS, _INSIDE)
     optional(instance_of(CacheConfig, Override, Preset))("cache_config", cache_config)
     optional(instance_of(CalibratorConfig))("calibrator_config", calibrator_config)
     optional(instance_of(Distribution))("parallelism_config", parallelism_config)

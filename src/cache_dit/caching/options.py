@@ -145,13 +145,29 @@ class Options:
         return dataclasses.replace(self, **override.fields)  # type: ignore[type-var]  # as above
 
 
-def reject_unknown(owner: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Raise `ConfigTypeError` for the first name in `given` that is no option of `owner`."""
-    for name in given:
-        if name not in known:
-            hint = nearest(name, known)
-            meant = f"Did you mean {hint!r}?" if hint else f"Known are: {', '.join(known)}."
-            raise ConfigTypeError(f"{owner} has no option {name!r}. {meant}")
+def reject_unknown(
+    owner: str,
+    given: Mapping[str, Any],
+    known: Sequence[str],
+    inside: Mapping[str, type[Options]] | None = None,
+) -> None:
+    """Raise `ConfigTypeError` for the first name in `given` that is no option of `owner`.
+
+    Args:
+        owner: What the message says has no such option.
+        given: Options as they were given.
+        known: All options that there are.
+        inside: Options of `owner` that are option classes, with the class whose fields are looked at too.
+    """
+    for name, value in given.items():
+        if name in known:
+            continue
+        hint = nearest(name, known)
+        meant = f"Did you mean {hint!r}?" if hint else f"Known are: {', '.join(known)}."
+        for option_of, kind in (inside or {}).items():
+            if name in _names(kind):
+                meant = f"It is one of {kind.__name__}: give {option_of}={kind.__name__}({name}={value!r})."
+        raise ConfigTypeError(f"{owner} has no option {name!r}. {meant}")
 
 
 def _names(kind: type[Options]) -> list[str]:
