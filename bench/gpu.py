@@ -42,11 +42,25 @@ def told_by(row: str, passed: list[str], ranks: int, limit: float) -> Told:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "row.json")
         command = [sys.executable, *launch, str(ROW), row, "--out", str(out), *passed]
-        try:
-            ended = subprocess.run(command, timeout=limit, check=False).returncode
-        except subprocess.TimeoutExpired:
+        code = ended(command, limit)
+        if code is None:
             return {"error": f"not done after {limit:.0f} s"}
-        return json.loads(out.read_text()) if out.exists() else {"error": f"ended with code {ended}"}
+        return json.loads(out.read_text()) if out.exists() else {"error": f"ended with code {code}"}
+
+
+def ended(command: list[str], limit: float, grace: float = 60) -> int | None:
+    """The exit code of a process; None where it was ended, since it took longer than `limit` seconds."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait(limit)
+        except subprocess.TimeoutExpired:
+            # torchrun ends its processes when it is asked to end, not when it is killed.
+            process.terminate()
+        try:
+            process.wait(grace)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        return None
 
 
 def setting_row(setting: Setting, told: dict[str, Told], steps: int) -> str:

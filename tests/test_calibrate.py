@@ -320,6 +320,7 @@ def test_what_cannot_be_calibrated_is_refused(
     ("search", "count", "message"),
     [
         (DPCache(), 0, "computed_steps is 0"),
+        (DPCache(), 1, "computed_steps is 1 of a run of 6 steps"),
         (DPCache(), 7, "computed_steps is 7 of a run of 6 steps"),
         (DPCache(longest_gap=1), 3, "for which DPCache has no schedule; give another number"),
     ],
@@ -328,6 +329,19 @@ def test_schedules_that_cannot_be_are_refused(pipe: Any, search: Search, count: 
     seen = observe(pipe, PROMPTS[:1], num_inference_steps=TOTAL, search=search, **DEMO)
     with pytest.raises(ConfigError, match=message):
         seen.schedule(count)
+
+
+@pytest.mark.parametrize("gap", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("total", [2, 3, 6, 9])
+def test_the_fewest_steps_of_a_search_are_those_it_finds(total: int, gap: int) -> None:
+    costs = {(i, j): 0.0 for i in range(total) for j in range(i + 1, min(i + gap, total) + 1)}
+    lemica = LeMiCa(longest_gap=gap)
+    found = [count for count in range(1, total + 1) if lemica.choose([costs], total, count)]
+    assert lemica.fewest(total) == min(found)
+    for warmup in (2, 3, 4):
+        dpcache, seen = DPCache(warmup=warmup, longest_gap=gap), [torch.zeros(total, total, total + 1)]
+        found = [count for count in range(2, total + 1) if dpcache.choose(seen, total, count)]
+        assert dpcache.fewest(total) == min(found)
 
 
 def test_a_pipeline_without_a_callback_is_refused(pipe: Any) -> None:

@@ -637,22 +637,19 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
     text = (Path(__file__).parents[1] / "docs" / "configs.md").read_text()
     blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    written = next(block for language, block in blocks if language == "yaml")
-    Path("cache.yaml").write_text(written)
+    for written in [block for language, block in blocks if language == "yaml"]:
+        Path(written.split()[1]).write_text(written)  # "# name", its first line
     space = {"pipe": small_flux(), "cache_dit": cache_dit}
     for block in [block for language, block in blocks if language == "python"]:
-        if "save_configs" in block:  # which replaces no file that it has not written
-            Path("cache.yaml").unlink()
         exec(compile(block, "docs/configs.md", "exec"), space)
     assert cache_dit.strify(space["pipe"]) == "DBCache_F1B0_W8I1M0MC3_R0.12_T1O1"
-    assert load_configs("cache.yaml")["cache_config"].steps_computation_mask == (1, 1, 0, 1)
+    assert load_configs("saved.yaml")["cache_config"].steps_computation_mask == (1, 1, 0, 1)
     mistakes, shown = [block for language, block in blocks if language == "text"]
     Path("wrong.yaml").write_text("cache_config: {Fn_compute_blocks: -1, residual_diff_treshold: 0.1}")
     with pytest.raises(ConfigError) as found:
         load_configs("wrong.yaml")
     assert str(found.value).replace("wrong", "cache") == mistakes.strip()
-    Path("cache.yaml").write_text("preset: {name: taylorseer_lite, interval: 4}")
-    assert run("--config", "cache.yaml", "--model", "FluxTransformer2DModel") == (0, shown, "")
+    assert run("--config", "lite.yaml", "--model", "FluxTransformer2DModel") == (0, shown, "")
 
 
 def test_every_section_is_on_the_page() -> None:

@@ -253,18 +253,31 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     made, rows = importlib.import_module("gpu"), importlib.import_module("gpu_row")
     monkeypatch.setattr(importlib.import_module("common"), "RESULTS", tmp_path)
 
-    def run(command: list[str], timeout: float, check: bool) -> Any:
+    def run(command: list[str], limit: float) -> int:
         assert command[0] == sys.executable
-        assert (timeout, check) == (1800, False)
+        assert limit == 1800
         if "fast mask + FP8" in command:
-            return SimpleNamespace(returncode=-9)  # killed before it could say anything
+            return -9  # killed before it could say anything
         with monkeypatch.context() as inside:
             inside.setattr(sys, "argv", command[1:])
             rows.main()
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr(made.subprocess, "run", run)
+    monkeypatch.setattr(made, "ended", run)
     return made
+
+
+def test_a_row_that_takes_too_long_may_clean_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "bench")
+    ended, told = importlib.import_module("gpu").ended, tmp_path / "told"
+    ready = f"open({str(tmp_path / 'ready')!r}, 'w').close()"
+    tidy = f"import signal, sys, time\ndef end(*_):\n    open({str(told)!r}, 'w').close()\n    sys.exit()\n"
+    assert ended([sys.executable, "-c", "raise SystemExit(3)"], 60) == 3
+    caught = f"{tidy}signal.signal(signal.SIGTERM, end)\n{ready}\ntime.sleep(60)"
+    assert ended([sys.executable, "-c", caught], 3) is None
+    assert told.exists() == (tmp_path / "ready").exists()
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    assert ended([sys.executable, "-c", deaf], 1, grace=0.5) is None
 
 
 def test_the_gpu_script_runs_on_a_tiny_model(

@@ -32,7 +32,7 @@ from tiny.pipelines import (
 import cache_dit
 from cache_dit import BlockAdapter, BlockAdapterRegister, DBCacheConfig, ForwardPattern
 from cache_dit.caching.maths.gate import Reason
-from cache_dit.caching.patch_functors import PatchFunctor
+from cache_dit.caching.patch_functors import HiDreamPatchFunctor
 from cache_dit.cli.metrics import main as metrics_cli
 from cache_dit.stats import findings
 from cache_dit.stats import stats as stats_module
@@ -249,16 +249,12 @@ def families() -> Iterator[None]:
 
 @pytest.mark.usefixtures("families")
 def test_patch_functor() -> None:
-    # HiDream needs no functor in this package, so the document's is one that only has its name.
-    class HiDreamPatchFunctor(PatchFunctor):
-        def apply(self, transformer: Any, **kwargs: Any) -> Any:
-            return transformer
-
     space = run(
         """
         @BlockAdapterRegister.register("HiDream")
         def hidream_adapter(pipe, **kwargs) -> BlockAdapter:
             from diffusers import HiDreamImageTransformer2DModel
+            from cache_dit.caching.patch_functors import HiDreamPatchFunctor
 
             assert isinstance(pipe.transformer, HiDreamImageTransformer2DModel)
             return BlockAdapter(
@@ -279,7 +275,6 @@ def test_patch_functor() -> None:
         BlockAdapter=BlockAdapter,
         BlockAdapterRegister=BlockAdapterRegister,
         ForwardPattern=ForwardPattern,
-        HiDreamPatchFunctor=HiDreamPatchFunctor,
     )
 
     class HiDreamImagePipeline:

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import cache_dit
 from cache_dit.caching.attach.override import attachment_of
+from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.cli import app
 from cache_dit.demo import PROMPTS, load_pipeline
 from cache_dit.errors import CacheDiTError, ConfigError
@@ -33,6 +35,7 @@ from cache_dit.tune import (
     default_space,
     tune,
 )
+from cache_dit.tune.conditions import digests
 from cache_dit.tune.gallery import Gallery, Picture, _Drawn
 
 DEMO = {"height": 64, "width": 64, "max_sequence_length": 10}
@@ -442,3 +445,47 @@ def test_calibrate_names_its_methods(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["calibrate", "--method", "guess", "--out", str(tmp_path / "a.json")])
     assert result.exit_code == 2
     assert "--method is 'guess'; allowed are 'trajectory'" in result.stderr
+
+
+@pytest.mark.parametrize("method", ["trajectory", "dpcache", "lemica", "magcache"])
+def test_calibrate_says_what_is_wrong_before_it_draws(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache_dit.bench.drawing.load_pipeline", pytest.fail)
+    mine = tmp_path / "notes.json"
+    mine.write_text("mine")
+    result = CliRunner().invoke(app, ["calibrate", "--method", method, "--out", str(mine)])
+    assert result.exit_code == 2
+    assert "notes.json" in result.stderr
+    assert mine.read_text() == "mine"
+
+
+def test_calibrate_refuses_a_share_that_no_schedule_has(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache_dit.tune.observe", pytest.fail)
+    options = ("--steps", "50", "--compute", "0.1", "--out", str(tmp_path / "a.json"))
+    result = command("calibrate", "--method", "lemica", *options, monkeypatch=monkeypatch, pipe=pipe)
+    assert result.exit_code == 2
+    assert "--compute is 0.1, which is 5 of 50 steps, and with 8 steps at most" in result.stderr
+
+
+def test_scores_hold_for_these_weights_arguments_and_methods(pipe: Any) -> None:
+    known = digests(pipe, {"height": 64}, SPACE)
+    assert known == digests(pipe, {"height": 64}, SPACE)
+    weight = next(pipe.transformer.parameters())
+    with torch.no_grad():
+        weight.view(-1)[0] += 1.0
+    try:
+        assert digests(pipe, {"height": 64}, SPACE)["weights"] != known["weights"]
+    finally:
+        with torch.no_grad():
+            weight.view(-1)[0] -= 1.0
+    for given in ({"height": 32}, {"height": 64, "image": torch.zeros(2)}):
+        assert digests(pipe, given, SPACE)["given"] != known["given"]
+    pictures = [{"image": torch.zeros(2)}, {"image": torch.ones(2)}, {"image": Image.new("L", (2, 2))}]
+    assert len({digests(pipe, given, SPACE)["given"] for given in pictures}) == 3
+    measured = Trajectory(sigmas=(1.0, 0.5, 0.0), gram=torch.eye(2, dtype=torch.float64))
+    again = Trajectory(sigmas=(1.0, 0.5, 0.0), gram=torch.eye(2, dtype=torch.float64) * 2.0)
+    found = [digests(pipe, {}, default_space(one))["methods"] for one in (measured, again, None)]
+    assert len(set(found)) == 3

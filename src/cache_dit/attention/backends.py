@@ -129,7 +129,8 @@ def _default_kept() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-        Registry.set_active_backend(default)
+        # diffusers 0.35 has no function that sets it.
+        Registry._active_backend = default
 
 
 def _restore(module: Any, before: Any) -> None:

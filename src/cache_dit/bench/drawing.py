@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -205,7 +206,10 @@ def load(job: Job) -> Camera:
     from diffusers import DiffusionPipeline
 
     try:
-        pipe = DiffusionPipeline.from_pretrained(job.model, dtype=getattr(torch, job.dtype))
+        with warnings.catch_warnings():
+            # The name of this argument differs between releases of diffusers; all of them take this one.
+            warnings.simplefilter("ignore", FutureWarning)
+            pipe = DiffusionPipeline.from_pretrained(job.model, torch_dtype=getattr(torch, job.dtype))
     except (OSError, ValueError) as error:
         fact = str(error).splitlines()[0]
         raise CacheDiTError(f"{job.model} cannot be loaded as a pipeline: {fact}") from error

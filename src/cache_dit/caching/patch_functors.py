@@ -42,6 +42,19 @@ class PatchFunctor(ABC):
         """
 
 
+class _Nothing(PatchFunctor):
+    def apply(self, transformer: nn.Module, **kwargs: Any) -> nn.Module:
+        return transformer
+
+
+class HiDreamPatchFunctor(_Nothing):
+    """Changes nothing, for programs that give it: blocks of HiDream are cached as they are."""
+
+
+class ChromaPatchFunctor(_Nothing):
+    """Changes nothing, for programs that give it: blocks of Chroma are cached as they are."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Patch:
     """What a functor changed on one transformer.

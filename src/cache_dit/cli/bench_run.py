@@ -163,9 +163,19 @@ def job_of(
     from cache_dit.errors import ConfigError
 
     where = device or ("cuda" if torch.cuda.is_available() and model != DEMO else "cpu")
-    kind = dtype or ("float32" if where == "cpu" or model == DEMO else "bfloat16")
+    kind = dtype or ("float32" if where == "cpu" else "bfloat16")
+    if model == DEMO and (where, kind) != ("cpu", "float32"):
+        raise ConfigError(
+            f"--device is {where!r} and --dtype {kind!r}, but the demo model runs on the CPU in float32; "
+            "leave both out, or give another --model."
+        )
     if not isinstance(getattr(torch, kind, None), torch.dtype):
         raise ConfigError(f"--dtype is {kind!r}; give float32, float16 or bfloat16.")
+    try:
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        fact = str(error).splitlines()[0]
+        raise ConfigError(f"--device is {where!r}, which cannot be used here: {fact}") from error
     return Job(
         model=model,
         prompts=read_prompts(prompts, model, limit),

@@ -68,6 +68,7 @@ def calibrate(
         from cache_dit.cli.bench_run import job_of
 
         one_of(*_METHODS)("--method", method)
+        _check_replaceable(method, out)
         few = _METHODS[method] if limit is None else limit
         job = job_of(model, prompts, few, steps, cfg, height, width, seed, dtype, device)
         pipe = load(job).pipe
@@ -79,6 +80,16 @@ def calibrate(
             _magcache(pipe, job, out, arguments)
         else:
             _schedule(method, pipe, job, out, arguments, compute, longest_gap)
+
+
+def _check_replaceable(method: str, out: Path) -> None:
+    """What is there, if anything, must be of the same kind: the runs take long, and come before the file."""
+    from cache_dit import load_configs
+    from cache_dit.caching.maths.schedule import Schedule
+    from cache_dit.caching.maths.trajectory import Trajectory
+
+    if out.exists():
+        {"trajectory": Trajectory.load, "magcache": load_configs}.get(method, Schedule.load)(out)
 
 
 def _trajectory(pipe: Any, job: Job, out: Path, arguments: Mapping[str, Any]) -> None:
@@ -108,15 +119,22 @@ def _schedule(
     longest_gap: int | None,
 ) -> None:
     from cache_dit.caching.options import real
+    from cache_dit.errors import ConfigError
     from cache_dit.tune import DPCache, LeMiCa, observe
 
     real(0.0, 1.0)("--compute", compute)
     kind = DPCache if method == "dpcache" else LeMiCa
     search = kind() if longest_gap is None else kind(longest_gap=longest_gap)
+    count, fewest = max(2, round(compute * job.steps)), search.fewest(job.steps)
+    if count < fewest:
+        raise ConfigError(
+            f"--compute is {compute:g}, which is {count} of {job.steps} steps, and with {search.longest_gap} "
+            f"steps at most from one to the next it takes {fewest}; give a larger --compute or --longest-gap."
+        )
     seen = observe(
         pipe, job.prompts, num_inference_steps=job.steps, search=search, seed=job.seed, **arguments
     )
-    seen.schedule(max(2, round(compute * job.steps))).save(out)
+    seen.schedule(count).save(out)
     _tell(out, f"presets.{method}(Schedule.load({str(out)!r}))")
 
 

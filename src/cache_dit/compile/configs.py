@@ -63,9 +63,12 @@ def set_compile_configs(
     import torch._inductor.config as inductor
 
     undo = ExitStack()
-    undo.enter_context(
-        dynamo.patch(recompile_limit=recompile_limit, accumulated_recompile_limit=accumulated_recompile_limit)
-    )
+    # By the names of torch 2.6, which later ones know too.
+    limits = {
+        "cache_size_limit": recompile_limit,
+        "accumulated_cache_size_limit": accumulated_recompile_limit,
+    }
+    undo.enter_context(dynamo.patch(limits))
     undo.enter_context(
         inductor.patch(
             {

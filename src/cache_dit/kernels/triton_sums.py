@@ -50,7 +50,8 @@ def distance_in_one_pass(value: Tensor, reference: Tensor) -> tuple[Tensor, Tens
     count = value.numel()
     programs = max(1, min(_PROGRAMS, triton.cdiv(count, _BLOCK)))
     partial = torch.empty((2, programs), dtype=torch.float32, device=value.device)
-    _distance_kernel[(programs,)](value, reference, partial, count, programs, BLOCK=_BLOCK)
+    with torch.cuda.device_of(value):  # Triton starts kernels where the process is, not the tensors
+        _distance_kernel[(programs,)](value, reference, partial, count, programs, BLOCK=_BLOCK)
     difference, norm = partial.sum(dim=1).unbind()
     return difference, norm
 
@@ -62,5 +63,6 @@ def sum_in_one_pass(values: list[Tensor], weights: list[float]) -> Tensor:
     pointers: list[Any] = [*values, *[values[0]] * missing]
     factors = [*map(float, weights), *[0.0] * missing]
     grid = (max(1, triton.cdiv(count, _BLOCK)),)
-    _sum_kernel[grid](*pointers, out, *factors, count, VALUES=len(values), BLOCK=_BLOCK)
+    with torch.cuda.device_of(out):
+        _sum_kernel[grid](*pointers, out, *factors, count, VALUES=len(values), BLOCK=_BLOCK)
     return out

@@ -69,9 +69,8 @@ class ParallelismConfig(Options, Distribution):
             None (default) as above.
         attention_backend: Name of the attention backend of diffusers that computes attention on a process.
             None (default): as it is.
-        ulysses_anything: Sequences need not be a multiple of the processes (lengths are exchanged at every
-            attention, one wait for the device). Heads never need to be. Default False: such sequences are
-            refused.
+        ulysses_anything: Sequences need not be a multiple of the processes. Heads never need to be. Default
+            False: such sequences are refused.
         ulysses_float8: Queries and values travel as float8 with one scale for each token and head; keys and
             results exactly. Default False.
         ulysses_async: Values and queries travel while the next projection is computed. Default False.

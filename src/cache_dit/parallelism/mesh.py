@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -100,7 +102,8 @@ def _groups(config: ParallelismConfig, ranks: torch.Tensor, group: dist.ProcessG
             return given
         if (key, timeout) not in formed:
             # Only its own ranks have to call: the others may be no replicas at all.
-            made = dist.new_group(list(key), timeout=timeout, use_local_synchronization=True)
+            with _unbound():
+                made = dist.new_group(list(key), timeout=timeout, use_local_synchronization=True)
             formed[key, timeout] = made
         return formed[key, timeout]
 
@@ -115,3 +118,18 @@ def _groups(config: ParallelismConfig, ranks: torch.Tensor, group: dist.ProcessG
     context = group_of(plane) if len(plane) > 1 else None
     whole = group_of(ranks.flatten())
     return Sharing(config, whole, mesh, context)
+
+
+@contextmanager
+def _unbound() -> Iterator[None]:
+    """New groups are connected when they are first used.
+
+    Where `init_process_group` was given a device, torch splits them off the group of all processes at once,
+    which all of these must take part in.
+    """
+    world: Any = dist.group.WORLD
+    bound, world.bound_device_id = world.bound_device_id, None
+    try:
+        yield
+    finally:
+        world.bound_device_id = bound

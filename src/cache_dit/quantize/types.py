@@ -218,13 +218,14 @@ def _bnb_int8(linear: nn.Linear) -> nn.Module:
         threshold=6.0,
         device="meta",
     )
-    made.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+    # From the host: moved from one GPU to where it is, it would not be quantized before the first product.
+    made.weight = bnb.nn.Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
     return _replacement(made, linear)
 
 
 def _replacement(made: nn.Module, linear: nn.Linear) -> nn.Module:
     made.bias = linear.bias
-    # bitsandbytes quantizes when a weight is moved, also to where it is.
+    # bitsandbytes quantizes when a weight is moved.
     return made.to(linear.weight.device).train(linear.training)
 
 
@@ -238,7 +239,14 @@ SCHEMES: dict[QuantType, Scheme] = {
         _float8, "tensor", "tensor", multiple=16, square_128=False, hardware=float8_products
     ),
     QuantType.FLOAT8_BLOCKWISE: _ao(
-        _float8, "1x128", "128", multiple=128, square_128=False, hardware=_blockwise_products
+        # Its product is bfloat16 whatever goes in.
+        _float8,
+        "1x128",
+        "128",
+        multiple=128,
+        dtypes=_BF16,
+        square_128=False,
+        hardware=_blockwise_products,
     ),
     QuantType.FLOAT8_WEIGHT_ONLY: _ao(_float8_weights),
     # On a GPU torchao moves other sizes to the host and back at every call.

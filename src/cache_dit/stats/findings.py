@@ -105,7 +105,12 @@ def _findings(attached: Attachment, *, compiled: bool) -> Iterator[tuple[Problem
         yield Problem.REPLACED, f"enable_cache was called again: {now} took the place of {attached.replaced}."
     if text := cut_group(attached):
         yield Problem.OFFLOADED, text
-    ran = [under for under in (attached, *attached.others) if under.session.latest is not None]
+    # A first forward that broke off has left a record without a step.
+    ran = [
+        under
+        for under in (attached, *attached.others)
+        if under.session.latest is not None and under.session.latest.steps
+    ]
     if not ran:
         yield Problem.NOT_RUN, "no forward since enable_cache; run the pipeline, then ask again."
         return
@@ -186,7 +191,9 @@ _ADVICE = dict.fromkeys(Reason, "See summary(pipe, details=True).") | {
 def _mixed_branches(attached: Attachment, stats: CacheStats) -> str:
     record, calls = attached.session.latest, attached.session.plan.calls_per_step
     total = None if record is None else record.total_steps
-    taken, branches = len(stats.steps), stats.branches
+    if attached.settings[0].cache.per_sample:
+        return ""  # its branches are those of every sample
+    taken, branches = len({(one.branch, one.step) for one in stats.steps}), stats.branches
     if (total, calls) == (taken / 2, 1):
         return (
             f"{taken} forwards in a run of {total} steps were taken for one branch, so the conditional and "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -62,7 +65,7 @@ def _count(model: nn.Module, args: Arguments, kwargs: Keywords) -> tuple[int, ..
             torch.no_grad(),
         ):
             args, kwargs = tree_map_only(Tensor, fake, (args, kwargs))
-            with FlopCounterMode(display=False, custom_mapping=SDPA_MAPPING) as counter:
+            with _unhooked(model), FlopCounterMode(display=False, custom_mapping=SDPA_MAPPING) as counter:
                 plain_class(model).__call__(model, *args, **kwargs)
     except (UnsupportedFakeTensorException, RuntimeError, NotImplementedError, TypeError, AssertionError):
         # The last two are how flex attention and torch's module tracker (where a parameter is the input of a
@@ -73,3 +76,37 @@ def _count(model: nn.Module, args: Arguments, kwargs: Keywords) -> tuple[int, ..
     return tuple(
         sum(counts.get(f"{root}.{path}" if path else root, {}).values()) for path, _ in model.named_modules()
     )
+
+
+@contextmanager
+def _unhooked(model: nn.Module) -> Iterator[None]:
+    """Without what accelerate and diffusers put around forwards to offload weights or to cast them.
+
+    It would do that to the real weights, and they would become fake tensors too.
+    """
+    kept = [(module, vars(module)["forward"], _below(module)) for module in model.modules() if _hooked(module)]
+    try:
+        for module, _, below in kept:
+            vars(module)["forward"] = below
+        yield
+    finally:
+        for module, forward, _ in kept:
+            vars(module)["forward"] = forward
+
+
+def _hooked(module: nn.Module) -> bool:
+    return "forward" in vars(module) and (hasattr(module, "_old_forward") or bool(_references(module)))
+
+
+def _references(module: nn.Module) -> Any:
+    return getattr(getattr(module, "_diffusers_hook", None), "_fn_refs", ())
+
+
+def _below(module: nn.Module) -> Callable[..., Any]:
+    """The forward below all hooks: each of the two libraries keeps what it found, maybe one of the other's."""
+    found = [vars(module).get("_old_forward")]
+    found += [one.original_forward or one.forward for one in _references(module)[:1]]
+    for forward in found:
+        if forward is not None and not isinstance(forward, functools.partial):
+            return forward  # type: ignore[no-any-return]
+    raise NotImplementedError(f"{type(module).__name__} has hooks that cannot be left out.")

@@ -47,7 +47,7 @@ class Observations:
             ConfigError: There is none.
         """
         whole(1)("computed_steps", computed_steps)
-        fits = computed_steps <= self.total
+        fits = self.search.fewest(self.total) <= computed_steps <= self.total
         computed = self.search.choose(self.seen, self.total, computed_steps) if fits else None
         if computed is None:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,10 @@ class Search(ABC):
     @abstractmethod
     def choose(self, seen: Sequence[Any], total: int, count: int) -> tuple[int, ...] | None:
         """`count` of `total` steps, from what was seen of all runs; None where the limits leave no choice."""
+
+    def fewest(self, total: int) -> int:
+        """The least number of `total` steps that a schedule within the limits computes, whatever is seen."""
+        return 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +86,9 @@ class LeMiCa(Search):
         weights = {edge: sum(costs[edge] for costs in seen) / len(seen) for edge in seen[0]}
         return bottleneck_path(weights, total, count)
 
+    def fewest(self, total: int) -> int:
+        return math.ceil(total / self.longest_gap)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DPCache(Search):
@@ -122,3 +130,10 @@ class DPCache(Search):
         costs = torch.stack(list(seen)).mean(0).tolist()
         start = tuple(range(min(self.warmup, count)))
         return cheapest_path(lambda i, j, k: costs[i][j][k], start, total, count, self.longest_gap)
+
+    def fewest(self, total: int) -> int:
+        def reached(count: int) -> int:
+            begun = min(count, self.warmup)
+            return begun - 1 + (count - begun + 1) * self.longest_gap
+
+        return next(count for count in range(min(2, total), total + 1) if reached(count) >= total)

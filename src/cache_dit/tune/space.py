@@ -60,7 +60,7 @@ class Family:
 
 
 def default_space(measured: Trajectory | None = None) -> tuple[Family, ...]:
-    """The methods that were best at equal FLOPs in bench/results/compare.md, the best one first.
+    """Methods of different kinds, led by the estimate, which was best at equal FLOPs (docs/choose.md).
 
     Args:
         measured: What `calibrate` has found of the model; the estimate is then also tried with that. None

@@ -18,6 +18,7 @@ from cache_dit.caching.options import whole
 from cache_dit.errors import CacheDiTError, ConfigError
 from cache_dit.presets import Preset
 from cache_dit.tune.calibration import model_name
+from cache_dit.tune.conditions import digests
 from cache_dit.tune.explorers import Bisection, Explorer
 from cache_dit.tune.gallery import Gallery, Picture
 from cache_dit.tune.goal import Goal, Trial
@@ -115,7 +116,8 @@ def tune(
     explorer = search or (OptunaSearch() if importlib.util.find_spec("optuna") else Bisection())
     about = _about(pipe, num_inference_steps, arguments, tuning, goal)
     trials: list[Trial] = []
-    for trial in explorer.explore(families, goal, _evaluation(gallery, tuning), about):
+    conditions = {**about, **digests(pipe, arguments, families)}
+    for trial in explorer.explore(families, goal, _evaluation(gallery, tuning), conditions):
         trials.append(trial)
         tell(f"trial {len(trials)}: {_line(trial, goal)}")
     best = goal.ranked(trials)[0]

@@ -42,6 +42,8 @@ class PipelineTimeline:
         says_flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
         if sigmas is not None and ("FlowMatch" in name or says_flow):
             levels = tuple(sigmas.tolist())
+            if config.get("invert_sigmas"):
+                levels = tuple(1.0 - level for level in levels)
             strides = tuple(after - before for before, after in pairwise(levels))
             euler = name == "FlowMatchEulerDiscreteScheduler" and not config.get("stochastic_sampling", False)
             return Noise(levels[: len(strides)], strides if euler else None)

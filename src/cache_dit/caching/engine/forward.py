@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cache_dit.caching.engine.flow import FlowCheck
 from cache_dit.caching.engine.plan import Segment, Slot
 from cache_dit.caching.engine.ports import Call
-from cache_dit.caching.engine.state import SegmentState, detached
+from cache_dit.caching.engine.state import SegmentState, beside, detached
 from cache_dit.caching.engine.tokens import is_tokenwise, on_tokens
 from cache_dit.caching.maths.change import relative_l1
 from cache_dit.caching.maths.gate import Probe, Reason, Signal, Verdict
@@ -77,8 +77,6 @@ class SegmentRun:
 
     def __post_init__(self) -> None:
         self.segment, self._before, self._values = self._state.segment, self._state.gate, self._state
-        if self.segment.sigma_axis and self._at.sigma is not None:
-            self._at = self._at._replace(time=1.0 - self._at.sigma, end=1.0)
 
     @property
     def idle(self) -> bool:
@@ -264,7 +262,7 @@ class SegmentRun:
             return detached(tail)
         if self._head is None or self._head.shape != tail.shape:
             return None
-        residual: Tensor = detached(tail) - detached(self._head)
+        residual: Tensor = detached(tail) - beside(detached(self._head), tail)
         return Probe(detached(tail), residual) if kind is Signal.PROBE else residual
 
     def _decide(self, signal: Any) -> Verdict:

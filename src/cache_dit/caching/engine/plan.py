@@ -21,6 +21,9 @@ from cache_dit.caching.maths.trajectory import Trajectory
 COND, UNCOND = "cond", "uncond"
 """Names of the branches of classifier-free guidance, as diffusers' pipelines give them."""
 
+# What pipelines with a guider put before them.
+_GUIDER_PREFIX = "pred_"
+
 Modulate = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 
 
@@ -212,18 +215,21 @@ class Plan:
     def label(self, branch: str | int) -> str:
         """The name of a branch that has one, or what tells it from the others."""
         if isinstance(branch, str):
-            return branch
+            return branch.removeprefix(_GUIDER_PREFIX)
         if self.calls_per_step == 2:
             return UNCOND if (branch == 0) == self.options.cfg_compute_first else COND
         return "" if branch == 0 else f"call {branch}"
 
-    def local_step(self, step: int) -> tuple[int, bool]:
-        """Step since the last forced refresh, and whether this step is one."""
+    def local_step(self, step: int, total: int | None) -> tuple[int, int | None]:
+        """The step since the last forced refresh, 0 where it is one, and the steps from that to the next."""
         hint = self.options.force_refresh_step_hint
-        if hint is None or step < hint:
-            return step, False
-        local = step % hint if self.options.force_refresh_step_policy == "repeat" else step - hint
-        return local, local == 0
+        if hint is None:
+            return step, total
+        repeats = self.options.force_refresh_step_policy == "repeat"
+        start = step // hint * hint if repeats else hint if step >= hint else 0
+        rest = None if total is None else total - start
+        bounded = repeats or start == 0
+        return step - start, rest if not bounded else hint if rest is None else min(hint, rest)
 
     def segments_of(self, branch: str) -> tuple[Segment, ...]:
         """The segments that a branch has."""

@@ -25,12 +25,16 @@ class BranchState:
         estimations: Of the output, one for each sample with `per_sample`, else one; none where none is made.
         condition: What the last forward was conditioned on; None before the first.
         position: The scheduler's step index in the last forward; None where nothing tells it.
+        latest: Number of the run's forward that was the last one of this branch.
+        follows: Whether the first branch had a forward since then, whose decisions this one may take over.
     """
 
     segments: list[SegmentState] = field(default_factory=list)
     estimations: list[Estimation] = field(default_factory=list)
     condition: Hashable = None
     position: int | None = None
+    latest: int = 0
+    follows: bool = False
 
     def begin(self, segments: list[SegmentState]) -> None:
         """Start again with these, and with nothing learnt."""
@@ -81,6 +85,7 @@ class RunState:
         marker: What told the steps apart in the last forward: the scheduler's step index, or the timestep.
         largest: The largest marker so far.
         position: The scheduler's step index in the last forward; None where nothing tells it.
+        forwards: How many there were.
     """
 
     clock: Clock
@@ -94,19 +99,20 @@ class RunState:
     marker: float | None = None
     largest: float = 0.0
     position: int | None = None
+    forwards: int = 0
 
     def reach(self, name: str | int, marker: float | None, position: int | None) -> bool:
         """Take where a forward is; whether steps have gone by without its branch, as between two experts."""
         self.marker, self.position = marker, position
         self.largest = max(self.largest, marker or 0.0)
         branch = self.branches.setdefault(name, BranchState())
+        first = next(iter(self.branches.values()))
+        branch.follows = first.latest > branch.latest
+        self.forwards += 1
+        branch.latest = self.forwards
         before, branch.position = branch.position, position
         # Schedulers have no index, and so the position -1, before their first step.
         return before is not None and position is not None and 0 <= before < position - 1
-
-    def is_first(self, name: str | int) -> bool:
-        """Whether a branch is the first of every step."""
-        return name == next(iter(self.branches))
 
     def is_over(self, step: int) -> bool:
         """Whether a step is behind the end of the run, as far as that is known."""
@@ -115,9 +121,13 @@ class RunState:
     def noise_index(self, step: int) -> int:
         """Where the step is in the noise schedule; a scheduler knows it but for its first step."""
         assert self.noise is not None  # the caller has looked
-        if self.position is None or (self.position < 0 and not self.total):
-            return step
-        return self.position if self.position >= 0 else max(0, len(self.noise.levels) - (self.total or 0))
+        if self.position is not None and self.position >= 0:
+            return self.position
+        # Runs over a part of the schedule (image to image) go to its end.
+        skipped = max(0, len(self.noise.levels) - self.total) if self.total else 0
+        # Schedulers that have an index set it in their first step.
+        first = self.position is not None and bool(self.total)
+        return skipped if first else skipped + step
 
     def sigma(self, step: int) -> float | None:
         """The noise level of the step, from 1 to 0; None where nothing tells it."""
@@ -139,7 +149,9 @@ class RunState:
     def end(self, name: str | int) -> bool:
         """Free what a branch has kept behind its last step; whether that was the last branch."""
         self.branches[name].begin([])
-        if any(branch.segments for branch in self.branches.values()):
+        # One that had no forward since this branch's last but one has stopped earlier, as guidance may.
+        going = self.forwards - len(self.branches)
+        if any(branch.segments and branch.latest > going for branch in self.branches.values()):
             return False
         self.branches.clear()
         self.guide = None

@@ -71,9 +71,9 @@ class Session:
         plan = self.plan
         state, tick, resumed = self._tick(request, call)
         branch, label = state.branches[tick.branch], plan.label(tick.branch)
-        step, restart = plan.local_step(tick.step)
+        step, stage = plan.local_step(tick.step, state.total)
         own, samples = plan.segments_of(label), batch_of(call) if plan.options.per_sample else 1
-        if restart or len(branch.segments) != samples * len(own):
+        if step == 0 or len(branch.segments) != samples * len(own):
             branch.begin([SegmentState(one) for _ in range(samples) for one in own])
         condition: Hashable = state.watch.condition(call, plan.controls)
         if reduce is not None:
@@ -83,10 +83,10 @@ class Session:
         if switched:
             branch.forget()
         forced = Reason.SWITCHED if switched else None if state.clock.certain else Reason.UNCERTAIN
-        end = None if state.total is None else float(state.total - 1)
-        place = Moment(step, float(step), end, state.total, state.sigma(tick.step), reduce=reduce)
+        end = None if stage is None else float(stage - 1)
+        place = Moment(step, float(step), end, stage, state.sigma(tick.step), reduce=reduce)
         # Later branches of a step take over what its first branch has measured or, unseen, decided.
-        later = not (plan.options.cfg_diff_compute_separate or state.is_first(tick.branch))
+        later = branch.follows and not plan.options.cfg_diff_compute_separate
         shared = state.verdicts if later else {}
         runs = self._runs(state, branch, place, forced, shared, call)
         output, complete = self._call(runs, call)
@@ -172,6 +172,9 @@ class Session:
             segment = kept.segment
             policy = segment.policy or plan.segments[segment.leader].policy
             assert policy is not None  # a leader has one
+            own = at
+            if segment.sigma_axis and at.sigma is not None:
+                own = at._replace(time=1.0 - at.sigma, end=1.0)
             known, leader, earlier = None, None, shared.get(number)
             reason = Reason.AWAY if forced is None and self._was_away(branch, number) else forced
             if reason is not None:
@@ -181,22 +184,22 @@ class Session:
             elif earlier is not None and segment.signal is Signal.NONE:
                 known = earlier
             else:
-                known = policy.decide(kept.gate, at)
-            observes = policy.may_skip(at.step, segment.memory, state.total)
+                known = policy.decide(kept.gate, own)
+            observes = policy.may_skip(at.step, segment.memory, at.total)
             watches = segment.signal is not Signal.NONE
-            keeps_signal = watches and policy.may_skip(at.step, segment.looks_back, state.total)
+            keeps_signal = watches and policy.may_skip(at.step, segment.looks_back, at.total)
             flow = None if self._verified or segment.opaque else FlowCheck(segment)
             latent = next(iter(call.tensors()), None) if segment.signal is Signal.LATENT else None
             if per_sample:
                 # Of its own sample alone.
                 latent = None if latent is None else latent[number : number + 1]
-                at = at._replace(changes=[])
+                own = own._replace(changes=[])
             guide = None
             if plan.uncond is not None and number == plan.uncond.segment:
                 guide = state.guide[1] if state.guide is not None and state.guide[0] == at.step else ()
             change = None if earlier is None else earlier.change
             runs.append(
-                SegmentRun(kept, at, known, leader, observes, keeps_signal, flow, latent, guide, change)
+                SegmentRun(kept, own, known, leader, observes, keeps_signal, flow, latent, guide, change)
             )
         return runs
 

@@ -191,7 +191,8 @@ class SegmentState:
             # An extrapolation may leave the range of float16, which nothing that was computed has left.
             value = value.clamp(-65504.0, 65504.0)
         if self._is_change(slot, entry, value.shape):
-            return torch.add(entry[slot], _cast(value, entry[slot].dtype))
+            enters = beside(entry[slot], value)
+            return _cast(torch.add(enters, _cast(value, enters.dtype)), self._dtypes[slot])
         return value.clone() if value.dtype == self._dtypes[slot] else value.to(self._dtypes[slot])
 
     def with_sides(self, index: int, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -241,14 +242,19 @@ class SegmentState:
                 "Fn_compute_blocks and Bn_compute_blocks so that both ends have it, or "
                 "calibrator_cache_type='hidden_states'."
             )
-        if spare is None and dtype != value.dtype:
+        if spare is None and dtype != torch.promote_types(value.dtype, enters.dtype):
             spare = torch.empty_like(value, dtype=dtype)
-        return torch.sub(value, detached(enters), out=spare)
+        return torch.sub(value, beside(detached(enters), value), out=spare)
 
 
 def detached(value: Any) -> Any:
     """The value without the graph that it is part of; most forwards make none, and then it is the value."""
     return value.detach() if isinstance(value, Tensor) and value.requires_grad else value
+
+
+def beside(value: Tensor, other: Tensor) -> Tensor:
+    """The value on the device of another one: a model may go on to the next device between two blocks."""
+    return value if value.device == other.device else value.to(other.device)
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -18,8 +18,12 @@ class Computed(NamedTuple):
     values: tuple[Tensor, ...]
 
     def with_value(self, time: float, value: Tensor, keep: int) -> Computed:
-        """These values with a newer one, the newest `keep` of them."""
-        return Computed((time, *self.times[: keep - 1]), (value, *self.values[: keep - 1]))
+        """These values with a newer one, the newest `keep` of them.
+
+        Samplers of two stages, such as Heun's, have steps of one noise level: the later one counts.
+        """
+        first = 1 if self.times[:1] == (time,) else 0
+        return Computed((time, *self.times[first : keep - 1]), (value, *self.values[first : keep - 1]))
 
     def oldest(self, keep: int) -> Tensor | None:
         """The value that goes when the next one comes."""

@@ -30,7 +30,7 @@ def l1_ratio(value: Tensor, reference: Tensor, reduce: Reduce | None = None) -> 
 def relative_l1(
     current: Tensor, reference: Tensor, norm: Tensor | None = None, reduce: Reduce | None = None
 ) -> float:
-    """Return `mean|current - reference| / mean|reference|` over two tensors of one shape.
+    """Return `sum|current - reference| / norm` over two tensors of one shape.
 
     Only the quotient travels to the host, so this is the one synchronisation of a dynamic step. A NaN stays
     NaN, which no threshold admits; an all-zero reference gives 0 for an equal tensor, else inf.
@@ -38,13 +38,14 @@ def relative_l1(
     Args:
         current: Any shape.
         reference: The same shape.
-        norm: `l1_norm(reference)`, if it is known already.
+        norm: An `l1_norm`, on the same device. None (default): that of `reference`.
         reduce: Adds both sums up over the ranks that have parts of the tensors, in one collective: sums and
             not means, since parts may differ in size. None: the tensors are whole.
     """
     kernels = chosen_kernels.get()
     if kernels is not None:
-        difference, norm = kernels.distance(current, reference)
+        difference, own = kernels.distance(current, reference)
+        norm = own if norm is None else norm
     else:
         norm = l1_norm(reference) if norm is None else norm
         difference = (current - reference).abs_().sum(dtype=norm.dtype)

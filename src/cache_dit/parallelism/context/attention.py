@@ -18,6 +18,7 @@ from cache_dit.parallelism.context.exchange import (
     Arriving,
     Sizes,
     gather,
+    padded,
     sent_as_float8,
     sent_to_heads,
     to_tokens,
@@ -111,10 +112,10 @@ class SharedAttention:
         """
         across, turn = dist.get_world_size(self.ulysses), dist.get_rank(self.ring)
         # Heads of zeros make up the number; what comes of them is dropped.
-        padded = functional.pad(tensor, (0, 0, 0, -tensor.shape[2] % across))
+        tensor = padded(tensor, 2, across)
         near = sizes[turn * across : (turn + 1) * across]
         small = self.config.ulysses_float8 and not exact
-        return (sent_as_float8 if small else sent_to_heads)(padded, self.ulysses, near)
+        return (sent_as_float8 if small else sent_to_heads)(tensor, self.ulysses, near)
 
     def _sent(self, query: Tensor, key: Tensor, value: Tensor, asking: Sizes, sizes: Sizes) -> list[Arriving]:
         ranks, heads = dist.get_world_size(self.ulysses), query.shape[2]

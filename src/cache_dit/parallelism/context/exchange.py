@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 from torch import Tensor
+from torch.nn import functional
 
 Sizes = Sequence[int]
 """Tokens on each rank of a group, in its order."""
@@ -19,6 +20,14 @@ _LARGEST_FLOAT8 = 448.0
 
 # Renamed in torch 2.13.
 _all_gather = getattr(funcol, "all_gather_single", None) or funcol.all_gather_tensor
+
+
+def padded(tensor: Tensor, dim: int, multiple: int) -> Tensor:
+    """Zeros behind a dimension up to a multiple; where none are missing the tensor itself, uncopied."""
+    missing = -tensor.shape[dim] % multiple
+    if not missing:
+        return tensor
+    return functional.pad(tensor, [0, 0] * (tensor.ndim - 1 - dim % tensor.ndim) + [0, missing])
 
 
 def sent_to_heads(tensor: Tensor, group: dist.ProcessGroup, sizes: Sizes) -> Arriving:

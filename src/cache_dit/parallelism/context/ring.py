@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cache_dit.errors import ConfigError
+from cache_dit.parallelism.context.exchange import padded
 
 
 def ring_attention(
@@ -68,10 +69,11 @@ def partial_attention(
         ConfigError: PyTorch has no kernel that tells the log-sum-exp on this device.
     """
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    bias = None if mask is None else _bias(mask, q, k)
+    bias = None if mask is None else _bias(mask, q.dtype)
     if q.device.type == "cpu":
+        whole = None if bias is None else bias.expand(*q.shape[:3], k.shape[2])
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, False, attn_mask=bias, scale=scale
+            q, k, v, 0.0, False, attn_mask=whole, scale=scale
         )
     elif q.device.type == "cuda" and bias is None and q.dtype in (torch.float16, torch.bfloat16):
         out, lse = _flash(q, k, v, scale)
@@ -82,16 +84,18 @@ def partial_attention(
             f"ring_rotate_method is 'p2p' but no attention on {q.device.type} tells its log-sum-exp; give "
             "ring_rotate_method='allgather'."
         )
-    # A query that may look at none of these keys.
-    seen = lse.isfinite().unsqueeze(-1)
-    out, lse = out.float().where(seen, 0.0), lse.unsqueeze(-1).where(seen, -torch.inf)
+    out, lse = out.float(), lse.unsqueeze(-1)
+    if bias is not None or key.shape[1] == 0:
+        # A query that may look at none of these keys.
+        seen = lse.isfinite()
+        out, lse = out.where(seen, 0.0), lse.where(seen, -torch.inf)
     return out.transpose(1, 2), lse.transpose(1, 2)
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
     width = q.shape[-1]
     # The kernel wants a multiple of 8; zeros change nothing but the default scale.
-    q, k, v = (functional.pad(tensor, (0, -width % 8)) for tensor in (q, k, v))
+    q, k, v = (padded(tensor, -1, 8) for tensor in (q, k, v))
     out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
         q, k, v, scale=width**-0.5 if scale is None else scale
     )
@@ -102,18 +106,21 @@ def _efficient(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
 ) -> tuple[Tensor, Tensor]:
     if bias is not None:
-        # Rows have to begin at a multiple of 16 bytes.
-        keys = bias.shape[-1]
-        bias = functional.pad(bias.expand(*q.shape[:3], keys), (0, -keys % 8))[..., :keys]
+        # Rows have to begin at a multiple of 16 bytes: those of a copy do, and it is of the mask as it was
+        # given, mostly one row for all heads and queries.
+        keys = k.shape[2]
+        copied = functional.pad(bias.expand(-1, -1, -1, keys), (0, -keys % 8))
+        bias = copied.expand(*q.shape[:3], -1)[..., :keys]
     out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, scale=scale)
     # It is padded to a multiple of 32 queries.
     return out, lse[..., : q.shape[2]]
 
 
-def _bias(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores; broadcasts to (B, H, s, S) as the mask does."""
     if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
-    return mask.to(q.dtype).expand(q.shape[0], -1, q.shape[2], k.shape[2])
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+    return mask.to(dtype)
 
 
 def _joined(out: Tensor, total: Tensor, part: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -28,7 +29,7 @@ def shard_layers(module: nn.Module, group: dist.ProcessGroup) -> Callable[[], No
         A function that makes the module what it was; all ranks must call it.
 
     Raises:
-        ConfigError: The module has no list of layers.
+        ConfigError: The module has no list of layers, or is on a device that the group has no backend for.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -39,6 +40,14 @@ def shard_layers(module: nn.Module, group: dist.ProcessGroup) -> Callable[[], No
             "leave it out."
         )
     device = next(module.parameters()).device.type
+    try:
+        group._get_backend(torch.device(device))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"extra_parallel_modules names a {type(module).__name__} on {device}, where the processes cannot "
+            f"exchange weights by {dist.get_backend(group)}; move the pipeline to the accelerator first, or "
+            "leave it out."
+        ) from error
     mesh = DeviceMesh.from_group(group, device)
     kept = [_Kept.of(layer) for layer in layers]
     for layer in layers:
