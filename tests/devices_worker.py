@@ -1,4 +1,4 @@
-"""Runs of the tiny Flux on a second device, and over two, told as JSON: a process of its own, for test_devices."""
+"""Runs of the tiny Flux on a second device, and over two, as JSON: a process of its own for test_devices."""
 
 from __future__ import annotations
 

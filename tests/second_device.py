@@ -22,8 +22,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = "gpu"
 _aten = torch.ops.aten
-_WAITS = (_aten._local_scalar_dense.default, _aten.nonzero.default, _aten.masked_select.default, _aten.equal.default)
-_COPIES = (_aten._to_copy.default, _aten.copy_.default)
+_WAITS = (
+    _aten._local_scalar_dense.default,
+    _aten.nonzero.default,
+    _aten.masked_select.default,
+    _aten.equal.default,
+)
 
 backend_registration._setup_privateuseone_for_python_backend(DEVICE)
 
@@ -115,7 +119,9 @@ def _computed(func: Any, args: Any, kwargs: Mapping[str, Any], note: Callable[[s
     elif func is _aten.copy_.default and here:
         note("in" if isinstance(args[0], Away) else "out")
     elif func is not _aten._to_copy.default and any(one.ndim for one in here):
-        raise RuntimeError(f"{func} got tensors from two devices: {[(one.shape, one.device) for one in tensors]}")
+        raise RuntimeError(
+            f"{func} got tensors from two devices: {[(one.shape, one.device) for one in tensors]}"
+        )
 
     def plain(leaf: Any) -> Any:
         if isinstance(leaf, torch.device) and _is_away(leaf):

@@ -305,3 +305,37 @@ def test_fastercache() -> None:
     (stats,) = cache_dit.summary(model, logging=False)
     assert stats.config == "PAB_F0B0_W0I1M0MC0_S2T4C6M1_ATTENTION_U2_FasterCacheW0.5"
     assert stats.cfg_cached_steps == [1, 3, 5]
+
+
+@pytest.mark.parametrize("prefix", ["", "pred_"])
+def test_branches_of_a_guider_are_known_by_their_names(prefix: str) -> None:
+    model = cached(every(3, max_warmup_steps=1))
+    Denoising(model, 0, 9, (f"{prefix}cond", f"{prefix}uncond")).finish()
+    assert letters(model, "uncond") == "CSSCSSCSS"
+    assert cache_dit.diagnose(model, logging=False) == []
+
+
+@pytest.mark.parametrize("order", [NAMED, NAMED[::-1]])
+def test_a_branch_goes_on_by_itself_where_guidance_ends(order: tuple[str, ...]) -> None:
+    config = DBCacheConfig(
+        Fn_compute_blocks=1,
+        max_warmup_steps=2,
+        residual_diff_threshold=0.7,
+        cfg_diff_compute_separate=False,
+    )
+    model, request = cached(config), Request(num_inference_steps=10)
+    run = Denoising(model, 0, 10, order, request)
+    for _ in range(5):
+        run.advance()
+    last = order.index("cond")
+    while run.step < 10:
+        run._take([run.forward(last)])
+    record = attachments_of(model)[0].session.latest
+    changes = [step.verdict.change for step in record.steps if step.branch == "cond"]
+    alone = [change for change in changes[5:] if change is not None]
+    assert len(alone) >= 3
+    assert len(set(alone)) == len(alone), "each is measured, and none is that of the step before"
+    assert len(letters(model, "cond")) == 10
+    assert len(attachments_of(model)[0].session.live._runs) == 0, (
+        "both branches are freed behind the last step"
+    )

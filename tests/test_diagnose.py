@@ -10,6 +10,7 @@ from test_summary import config, run
 from tiny.image_models import FLUX, QWEN_IMAGE
 from tiny.models import output_of
 from tiny.pipelines import FLUX_TRUE_CFG, QWEN_IMAGE_PIPELINE
+from tiny.runs import Denoising
 from tiny.versions import since
 from typer.testing import CliRunner
 
@@ -225,3 +226,20 @@ def test_the_command_finds_a_threshold_that_is_too_low() -> None:
     result = CliRunner().invoke(app, ["doctor", "--steps", "6", "--warmup", "1", "--threshold", "1e-4"])
     assert result.exit_code == 1
     assert f"Note: {FLUX_NAME}: never cached: residual_diff_threshold is 0.0001" in result.output
+
+
+def test_a_first_forward_that_broke_off_is_no_run() -> None:
+    model: Any = enable_cache(FLUX.build(), DBCacheConfig(Fn_compute_blocks=1))
+    with pytest.raises(TypeError):
+        model(hidden_states=None)
+    assert [one.problem for one in cache_dit.diagnose(model, logging=False)] == [Problem.NOT_RUN]
+    cache_dit.summary(model, logging=False)
+
+
+@pytest.mark.parametrize("separate", [None, False])
+def test_samples_that_decide_for_themselves_are_no_branches(separate: bool | None) -> None:
+    options = {"per_sample": True, "num_inference_steps": 8, "enable_separate_cfg": separate}
+    model = enable_cache(FLUX.build(), cache_dit.presets.tolerance(100.0).with_options(**options))
+    Denoising(model, 0, 8).finish()
+    found = [one.problem for one in cache_dit.diagnose(model, logging=False)]
+    assert Problem.BRANCHES not in found

@@ -240,3 +240,13 @@ def test_nothing_kept_holds_an_autograd_graph() -> None:
             state.observe(moment(step), entry, tuple(value * (step + 2) for value in entry))
         assert not any(row.requires_grad for row in state.forecasts[0].values)
         assert not state.forecasts[1].requires_grad
+
+
+def test_of_two_steps_of_one_noise_level_the_later_counts() -> None:
+    forecaster, slope = Newton(2), torch.tensor([2.0, -1.0])
+    state = forecaster.init()
+    for time in (0.0, 0.25, 0.5):
+        state = forecaster.observe(state, Moment(0, time), torch.full((2,), 9.0))
+        state = forecaster.observe(state, Moment(1, time), 1.0 + time * slope)
+    assert state.times == (0.5, 0.25)
+    torch.testing.assert_close(forecaster.predict(state, Moment(5, 0.9)), 1.0 + 0.9 * slope)

@@ -329,3 +329,21 @@ def test_the_gpu_script_asks_for_a_gpu(gpu: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     with pytest.raises(SystemExit, match="no GPU here; give --dry-run"):
         gpu.main()
+
+
+@pytest.mark.parametrize(
+    "preset", [cache_dit.presets.easycache(0.9), cache_dit.presets.tolerance(5.0)], ids=str
+)
+def test_gates_with_a_norm_of_their_own_decide_as_without_kernels(preset: Any) -> None:
+    found = []
+    for kernels in (None, Kernels(choice.torch_distance, choice.weighted_sum)):
+        token = chosen_kernels.set(kernels)
+        try:
+            model = cache_dit.enable_cache(FLUX.build(), preset.with_options(num_inference_steps=12))
+            Denoising(model, 0, 12).finish()
+            (stats,) = cache_dit.summary(model, logging=False)
+            found.append((decisions(model), list(stats.changes(0).values())))
+        finally:
+            chosen_kernels.reset(token)
+    assert found[0][0] == found[1][0]
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)

@@ -26,6 +26,7 @@ from cache_dit.errors import ConfigError
 from cache_dit.offload import check_offload
 from cache_dit.quantize import quantize
 from cache_dit.stats import Problem
+from cache_dit.stats.flops import forward_flops
 
 CONFIG = DBCacheConfig(
     Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold=0.9, max_continuous_cached_steps=2
@@ -234,3 +235,31 @@ def test_compiled_weights_that_cannot_be_moved_are_found(compiled_first: bool) -
     with pytest.raises(RuntimeError, match="swap"):
         Denoising(model, 0, 2).finish()
     torch.compiler.reset()
+
+
+def sequentially(model: Any, _folder: Path) -> None:
+    cpu_offload(model, execution_device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("offload", [by_blocks, by_leaves, sequentially])
+def test_telling_of_a_run_leaves_its_weights_where_they_are(
+    offload: Callable[[Any, Path], None], tmp_path: Path
+) -> None:
+    plain, model = FLUX.build(), FLUX.build()
+    wanted = Denoising(cache_dit.enable_cache(plain, CONFIG), 0).finish()
+    flops = forward_flops(plain, (), FLUX.inputs(0))
+    assert flops is not None
+    cache_dit.enable_cache(model, CONFIG)
+    offload(model, tmp_path)
+    hooked = [vars(module).get("forward") for module in model.modules()]
+    denoising = Denoising(model, 0)
+    for _ in range(3):
+        denoising.advance()
+    found = forward_flops(model, (), FLUX.inputs(0))
+    assert found is not None
+    assert found[model] == flops[plain] > 0
+    cache_dit.summary(model, logging=False)
+    cache_dit.diagnose(model, logging=False)
+    assert [vars(module).get("forward") for module in model.modules()] == hooked
+    assert {type(parameter.data) for parameter in model.parameters()} == {Tensor}
+    assert torch.equal(denoising.finish(), wanted)

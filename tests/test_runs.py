@@ -33,6 +33,13 @@ from torch import Tensor, nn
 import cache_dit
 from cache_dit import DBCacheConfig, Request, TaylorSeerCalibratorConfig
 from cache_dit.api import attachments_of
+from cache_dit.caching.attach.timeline import PipelineTimeline
+from cache_dit.caching.catalogue import IntervalConfig
+from cache_dit.caching.config import Place
+from cache_dit.caching.engine.clock import Clock
+from cache_dit.caching.engine.records import RunRecord
+from cache_dit.caching.engine.requests import Noise
+from cache_dit.caching.engine.run import RunState
 from cache_dit.caching.maths.gate import Reason
 
 STEPS = 6
@@ -526,3 +533,53 @@ def test_a_run_dropped_after_one_call_leaves_nothing_to_forecast_from() -> None:
     successor.advance()
     successor.advance()
     assert set(decisions(model)) == {"C"}
+
+
+def test_forced_refreshes_are_stages_with_a_length_of_their_own() -> None:
+    every = IntervalConfig(interval=3, last_step_computed=True, max_warmup_steps=1)
+    for hint, policy, expected in (
+        (None, "once", "CSSCSSCSSC"),
+        (4, "once", "CSSCCSSCSC"),
+        (4, "repeat", "CSSCCSSCCC"),
+    ):
+        options = {"force_refresh_step_hint": hint, "force_refresh_step_policy": policy}
+        config = every.updated(IntervalConfig().reset(num_inference_steps=10, **options))
+        model = cache_dit.enable_cache(FLUX.build(), config)
+        Denoising(model, 0, 10).finish()
+        assert decisions(model) == expected, (hint, policy)
+
+
+class _Scheduled:
+    """A pipeline that has nothing but a scheduler, and a number of steps."""
+
+    def __init__(self, scheduler: Any, steps: int) -> None:
+        self.scheduler, self._num_timesteps = scheduler, steps
+
+
+def test_the_noise_of_an_inverted_schedule_falls() -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    noise = PipelineTimeline(_Scheduled(scheduler, 4)).noise()
+    assert noise is not None
+    assert noise.levels == pytest.approx((1.0, 0.75, 0.5, 0.25))
+    assert noise.strides == pytest.approx((-0.25,) * 4)
+
+
+def test_the_noise_of_a_run_over_a_part_of_the_schedule_is_that_of_the_part() -> None:
+    noise = Noise((0.9, 0.7, 0.5, 0.3, 0.1), None)
+    state = RunState(Clock(), 3, RunRecord(total_steps=3), noise)
+    assert [state.sigma(step) for step in range(3)] == [0.5, 0.3, 0.1]
+    state.total = 5
+    assert [state.sigma(step) for step in range(5)] == list(noise.levels)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_a_skipped_step_has_the_type_of_a_computed_one() -> None:
+    config = IntervalConfig(interval=2, place=Place.OUTPUT)
+    model: Any = cache_dit.enable_cache(FLUX.build(), config)
+    kinds = []
+    for step in range(6):
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            kinds.append(model(**FLUX.inputs(step), return_dict=False)[0].dtype)
+    assert set(decisions(model)) == {"C", "S"}
+    assert set(kinds) == {torch.bfloat16}

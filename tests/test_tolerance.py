@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from tiny.models import FLUX
+from tiny.runs import Denoising, decisions
 
 import cache_dit
 from cache_dit import Request, TaylorSeerCalibratorConfig
@@ -159,3 +161,13 @@ def test_branches_of_a_step_skip_together_unless_told_otherwise() -> None:
     assert {verdict.skip for verdict in first} == {True, False}
     first, second = both(cfg_diff_compute_separate=True)
     assert [verdict.change for verdict in second] != [verdict.change for verdict in first]
+
+
+@pytest.mark.parametrize("axis", ["step", "sigma"])
+def test_a_tolerance_holds_along_noise_levels_too(axis: str) -> None:
+    line = TaylorSeerCalibratorConfig(taylorseer_order=1, forecast_axis=axis)
+    config = ToleranceConfig(tolerance=1000.0, Fn_compute_blocks=1, num_inference_steps=20)
+    model = cache_dit.enable_cache(FLUX.build(), config, line)
+    sigmas = [1.0 - step / 20 for step in range(21)]
+    Denoising(model, 0, 20, request=Request(num_inference_steps=20, sigmas=sigmas)).finish()
+    assert decisions(model).count("S") >= 8

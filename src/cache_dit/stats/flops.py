@@ -84,7 +84,9 @@ def _unhooked(model: nn.Module) -> Iterator[None]:
 
     It would do that to the real weights, and they would become fake tensors too.
     """
-    kept = [(module, vars(module)["forward"], _below(module)) for module in model.modules() if _hooked(module)]
+    kept = [
+        (module, vars(module)["forward"], _below(module)) for module in model.modules() if _hooked(module)
+    ]
     try:
         for module, _, below in kept:
             vars(module)["forward"] = below
@@ -103,7 +105,7 @@ def _references(module: nn.Module) -> Any:
 
 
 def _below(module: nn.Module) -> Callable[..., Any]:
-    """The forward below all hooks: each of the two libraries keeps what it found, maybe one of the other's."""
+    """The forward below all hooks: each library keeps what it found, which may be a hook of the other."""
     found = [vars(module).get("_old_forward")]
     found += [one.original_forward or one.forward for one in _references(module)[:1]]
     for forward in found:
