@@ -17,6 +17,7 @@ from diffusers.hooks.group_offloading import ModuleGroup
 from tiny.models import FLUX
 from tiny.pipelines import FLUX_TRUE_CFG
 from tiny.runs import Denoising, decisions
+from tiny.versions import since
 from torch import Tensor, nn
 
 import cache_dit
@@ -70,15 +71,22 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return [*model.transformer_blocks, *model.single_transformer_blocks]  # type: ignore[misc]
 
 
+def needs_no_accelerator() -> None:
+    since("0.42.1", "offloading of groups without an accelerator")
+
+
 def by_blocks(model: Any, _folder: Path) -> None:
+    needs_no_accelerator()
     model.enable_group_offload("cpu", offload_type="block_level", num_blocks_per_group=1)
 
 
 def by_leaves(model: Any, _folder: Path) -> None:
+    needs_no_accelerator()
     model.enable_group_offload("cpu", offload_type="leaf_level")
 
 
 def to_disk(model: Any, folder: Path) -> None:
+    needs_no_accelerator()
     model.enable_group_offload(
         "cpu", offload_type="block_level", num_blocks_per_group=1, offload_to_disk_path=str(folder)
     )
@@ -191,6 +199,7 @@ def test_model_offload_loads_the_transformer_once_a_picture(
 def test_a_group_that_is_cut_is_found(
     first: int, last: int, in_group: int, fails: bool, cached_first: bool, loads: Loads
 ) -> None:
+    needs_no_accelerator()
     config = CONFIG.updated(DBCacheConfig().reset(Fn_compute_blocks=first, Bn_compute_blocks=last))
     model: Any = FLUX.build()
     if cached_first:
