@@ -311,7 +311,8 @@ def _dtype(family: Family, name: str | None) -> torch.dtype | None:
 
 
 def _device(name: str | None) -> torch.device:
-    accelerator = torch.accelerator.current_accelerator()
+    # torch 2.6 raises where there is none.
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name is None and accelerator is None:
         return torch.device("cpu")
     try:

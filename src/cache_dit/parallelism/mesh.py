@@ -89,7 +89,8 @@ def share(config: ParallelismConfig) -> Sharing:
 
 
 def _groups(config: ParallelismConfig, ranks: torch.Tensor, group: dist.ProcessGroup | None) -> Sharing:
-    device = torch.accelerator.current_accelerator()
+    # torch 2.6 raises where there is none.
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     kind = "cpu" if device is None or "gloo" in str(dist.get_backend(group)) else device.type
     given: Any = group or dist.group.WORLD
     # That of the user, where torch would take its default: a rank that died must not hold the others up.

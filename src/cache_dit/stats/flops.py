@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedFakeTensorE
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from cache_dit.caching.attach.hooked import unhooked
 from cache_dit.caching.attach.override import plain_class
 from cache_dit.caching.engine.ports import Arguments, Keywords
 
@@ -65,7 +63,7 @@ def _count(model: nn.Module, args: Arguments, kwargs: Keywords) -> tuple[int, ..
             torch.no_grad(),
         ):
             args, kwargs = tree_map_only(Tensor, fake, (args, kwargs))
-            with _unhooked(model), FlopCounterMode(display=False, custom_mapping=SDPA_MAPPING) as counter:
+            with unhooked(model), FlopCounterMode(display=False, custom_mapping=SDPA_MAPPING) as counter:
                 plain_class(model).__call__(model, *args, **kwargs)
     except (UnsupportedFakeTensorException, RuntimeError, NotImplementedError, TypeError, AssertionError):
         # The last two are how flex attention and torch's module tracker (where a parameter is the input of a
@@ -76,39 +74,3 @@ def _count(model: nn.Module, args: Arguments, kwargs: Keywords) -> tuple[int, ..
     return tuple(
         sum(counts.get(f"{root}.{path}" if path else root, {}).values()) for path, _ in model.named_modules()
     )
-
-
-@contextmanager
-def _unhooked(model: nn.Module) -> Iterator[None]:
-    """Without what accelerate and diffusers put around forwards to offload weights or to cast them.
-
-    It would do that to the real weights, and they would become fake tensors too.
-    """
-    kept = [
-        (module, vars(module)["forward"], _below(module)) for module in model.modules() if _hooked(module)
-    ]
-    try:
-        for module, _, below in kept:
-            vars(module)["forward"] = below
-        yield
-    finally:
-        for module, forward, _ in kept:
-            vars(module)["forward"] = forward
-
-
-def _hooked(module: nn.Module) -> bool:
-    return "forward" in vars(module) and (hasattr(module, "_old_forward") or bool(_references(module)))
-
-
-def _references(module: nn.Module) -> Any:
-    return getattr(getattr(module, "_diffusers_hook", None), "_fn_refs", ())
-
-
-def _below(module: nn.Module) -> Callable[..., Any]:
-    """The forward below all hooks: each library keeps what it found, which may be a hook of the other."""
-    found = [vars(module).get("_old_forward")]
-    found += [one.original_forward or one.forward for one in _references(module)[:1]]
-    for forward in found:
-        if forward is not None and not isinstance(forward, functools.partial):
-            return forward  # type: ignore[no-any-return]
-    raise NotImplementedError(f"{type(module).__name__} has hooks that cannot be left out.")

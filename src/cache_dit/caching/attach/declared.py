@@ -7,6 +7,7 @@ import inspect
 
 from torch import nn
 
+from cache_dit.caching.attach.hooked import bare_forward
 from cache_dit.caching.config import CacheConfig, CalibratorConfig
 from cache_dit.caching.models.row import BlockList, Row
 from cache_dit.caching.options import Override
@@ -59,4 +60,4 @@ class Setting:
 
 def parameters_of(module: nn.Module) -> tuple[str, ...]:
     """Names of the arguments of a module's forward, in order."""
-    return tuple(inspect.signature(module.forward).parameters)
+    return tuple(inspect.signature(bare_forward(module)).parameters)
