@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import cache_dit
 from cache_dit import DBCacheConfig, Preset, Request, TaylorSeerCalibratorConfig, presets
 
-STEPS = 7
+STEPS = 6
 SIGMAS = tuple(1.0 - step / STEPS for step in range(STEPS + 1))
 MEASURED = DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold=0.99)
 LINE = TaylorSeerCalibratorConfig(taylorseer_order=1)
@@ -27,7 +27,6 @@ CASES: dict[str, Preset | None] = {
     "fora": presets.fora(3),
     "trajectory": presets.trajectory(),
     "tolerance": presets.tolerance(100.0),
-    "tolerance, per sample": presets.tolerance(100.0).with_options(per_sample=True),
     "easycache": presets.easycache(0.99).with_options(max_warmup_steps=2),
     "speca": presets.speca(),
     "dmd": presets.dmd(2),
