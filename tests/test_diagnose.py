@@ -11,7 +11,6 @@ from tiny.image_models import FLUX, QWEN_IMAGE
 from tiny.models import output_of
 from tiny.pipelines import FLUX_TRUE_CFG, QWEN_IMAGE_PIPELINE
 from tiny.runs import Denoising
-from tiny.versions import since
 from typer.testing import CliRunner
 
 import cache_dit
@@ -186,7 +185,6 @@ def test_compiled_whole() -> None:
 
 
 def test_a_cache_of_diffusers_beside() -> None:
-    since("0.42.1", "signatures for blocks that its own cache covers")
     from diffusers import FirstBlockCacheConfig
 
     model: Any = FLUX.build()
