@@ -68,7 +68,7 @@ def hand_over(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 def split_model() -> nn.Module:
-    """The last block of both lists, and all behind, on the second device."""
+    """The last blocks of the second list, and all behind them, on the second device."""
     model: Any = FLUX.build()
     for module in (*model.single_transformer_blocks[2:], model.norm_out, model.proj_out):
         move(module)

@@ -27,12 +27,12 @@ def unhooked(model: nn.Module) -> Iterator[None]:
     """Let a model run without hooks, which would bring, drop or cast its weights.
 
     Raises:
-        NotImplementedError: There are hooks of another kind.
+        RuntimeError: There are hooks of another kind.
     """
     kept = {module: vars(module)["forward"] for module in model.modules() if _is_hooked(module)}
     below = {module: bare_forward(module) for module in kept}
     if strange := [module for module, forward in below.items() if _is_hook(forward)]:
-        raise NotImplementedError(f"{type(strange[0]).__name__} has hooks that cannot be left out.")
+        raise RuntimeError(f"{type(strange[0]).__name__} has hooks that cannot be left out.")
     try:
         for module, forward in below.items():
             vars(module)["forward"] = forward

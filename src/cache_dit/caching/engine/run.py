@@ -126,8 +126,7 @@ class RunState:
         # Runs over a part of the schedule (image to image) go to its end.
         skipped = max(0, len(self.noise.levels) - self.total) if self.total else 0
         # Schedulers that have an index set it in their first step.
-        first = self.position is not None and bool(self.total)
-        return skipped if first else skipped + step
+        return skipped if self.position is not None and self.total else skipped + step
 
     def sigma(self, step: int) -> float | None:
         """The noise level of the step, from 1 to 0; None where nothing tells it."""

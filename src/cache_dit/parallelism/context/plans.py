@@ -18,6 +18,7 @@ def _plan(
     name: str, cuts: Mapping[str, Cut | tuple[Cut, ...]] | None = None, local: str = "", **details: object
 ) -> ContextPlan:
     # The details are fields of several types, which one annotation of `**details` cannot tell.
+    # mypy takes the other fields of a plan for values of one type.
     return ContextPlan(name=name, cuts=cuts or {}, local=tuple(local.split()), **details)  # type: ignore[arg-type]
 
 
