@@ -180,18 +180,19 @@ def test_figures_of_the_text_are_those_of_the_table() -> None:
     tables = [means_of(results.split(f"### {heading}\n")[1].split("\n###")[0]) for heading in headings]
     assert 8 <= tables[0]["DBCache Taylor 1, warm-up 4"][0] - tables[0]["DBCache reuse, warm-up 4"][0] < 9
     margins: list[float] = []
-    for place, means in enumerate(tables):
+    worse: list[float] = []
+    for means in tables:
         assert abs(means["TaylorSeer"][0] - means["TaylorSeer on the output"][0]) < 3
         margins += [margin_over_published(means, budget) for budget in range(4)]
         control = means.pop("fewer steps")
         for budget in (2, 3):  # a third and a quarter of the FLOPs
             reached = [values[budget] for values in means.values() if not math.isnan(values[budget])]
-            share = sum(value < control[budget] for value in reached) / len(reached)
-            assert 0.45 < share < 0.55 if place == 0 else 0.24 <= share < 0.5
+            worse.append(sum(value < control[budget] for value in reached) / len(reached))
     least, *others = sorted(margins)
     text = " ".join(PAGES["choose.md"].split())
     assert f"is {others[0]:.1f} to {others[-1]:.1f} dB above the best published method" in text
     assert f"it is {least:.1f} dB above DPCache" in text
+    assert f"{100 * min(worse):.0f} to {100 * max(worse):.0f} % are worse than an uncached run" in text
 
 
 def margin_over_published(means: dict[str, list[float]], budget: int) -> float:
