@@ -18,6 +18,7 @@ from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, re
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.hooks import HookRegistry, apply_group_offloading
 from diffusers.hooks import ModelHook as DiffusersHook
+from diffusers.models.transformers.transformer_flux import FluxTransformerBlock
 from peft import LoraConfig
 from tiny.models import FLUX, output_of
 from tiny.pipelines import FLUX_TRUE_CFG
@@ -385,6 +386,23 @@ def test_class_exchanged_before_stays() -> None:
     cache_dit.disable_cache(model)
     assert [type(target) for target in targets] == kinds
     assert torch.equal(run(model), plain_result())
+
+
+@pytest.mark.parametrize("kind", [FluxPipeline, FluxTransformer2DModel, FluxTransformerBlock])
+def test_a_class_patched_later_is_seen(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = FLUX_TRUE_CFG
+    tiny.call(cached(tiny.build()), 0, 4)
+    called, plain = [], kind.__call__
+
+    @functools.wraps(plain)
+    def patched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        called.append(type(self))
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "__call__", patched)
+    tiny.call(cached(tiny.build()), 0, 4)
+    assert called
+    assert all(issubclass(each, kind) for each in called)
 
 
 # --- autograd ---

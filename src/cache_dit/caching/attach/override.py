@@ -202,8 +202,6 @@ def _subclass(plain: Any, **members: Any) -> type:
 
 @functools.cache
 def _block_class(plain: Any) -> type:
-    call = plain.__call__
-
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         frame = current_frame.get()
         if frame is not None:
@@ -214,21 +212,19 @@ def _block_class(plain: Any) -> type:
                     if run.skipping:
                         return slot.echo(args, kwargs)
                     if run.computing:
-                        return call(self, *args, **kwargs)
-                return run.visit(slot, Call(call, self, args, kwargs))
-        return call(self, *args, **kwargs)
+                        return plain.__call__(self, *args, **kwargs)
+                return run.visit(slot, Call(plain.__call__, self, args, kwargs))
+        return plain.__call__(self, *args, **kwargs)
 
     return _subclass(plain, __call__=__call__)
 
 
 @functools.cache
 def _muted_class(plain: Any) -> type:
-    call = plain.__call__
-
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         frame = current_frame.get()
         if frame is None or not any(run.skipping for run in frame.runs):
-            return call(self, *args, **kwargs)
+            return plain.__call__(self, *args, **kwargs)
         given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         return given.new_zeros(())
 
@@ -237,13 +233,11 @@ def _muted_class(plain: Any) -> type:
 
 @functools.cache
 def _edge_class(plain: Any) -> type:
-    call = plain.__call__
-
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         edge: Edge = vars(self)[_EDGE]
         if edge.enter is not None:
             args, kwargs = edge.enter(args, kwargs)
-        output = call(self, *args, **kwargs)
+        output = plain.__call__(self, *args, **kwargs)
         return output if edge.leave is None else edge.leave(output)
 
     return _subclass(plain, __call__=__call__)
@@ -251,20 +245,18 @@ def _edge_class(plain: Any) -> type:
 
 @functools.cache
 def _transformer_class(plain: Any) -> type:
-    call = plain.__call__
-
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         attached = attachment_of(self)
         if attached is None:
-            return call(self, *args, **kwargs)
+            return plain.__call__(self, *args, **kwargs)
         try:
             if not attached.lists.flows:
-                attached = _settled(self, attached, call, args, kwargs)
+                attached = _settled(self, attached, plain.__call__, args, kwargs)
             request = current_request()
             session, installed = attached.of(request).session, installed_on(self)
             check(session.plan, self, installed)
             reduce = None if installed is None else installed.reduce
-            return session.forward(request, call, self, args, kwargs, reduce)
+            return session.forward(request, plain.__call__, self, args, kwargs, reduce)
         except torch._dynamo.exc.Unsupported as error:
             place = attached.settings[0].cache.place
             if place not in (Place.ATTENTION, Place.MLP, Place.SUBMODULES):
@@ -311,12 +303,10 @@ def _settled(
 
 @functools.cache
 def _pipeline_class(plain: Any, new_request: Callable[[Any], Request]) -> type:
-    call = plain.__call__
-
-    @functools.wraps(call)
+    @functools.wraps(plain.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         with new_request(self):
-            return call(self, *args, **kwargs)
+            return plain.__call__(self, *args, **kwargs)
 
     return _subclass(plain, __call__=__call__)
 
