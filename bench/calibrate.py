@@ -1,7 +1,7 @@
 """Calibrate the demo model for `cache-dit bench compare`: what some methods must have measured of a model.
 
 python bench/calibrate.py                # all; LeMiCa takes by far the longest
-python bench/calibrate.py trajectory     # one of: trajectory magcache dpcache lemica
+python bench/calibrate.py trajectory     # one of: trajectory closed-loop magcache dpcache lemica
 
 Writes src/cache_dit/bench/calibrated/, from runs of the training prompts, of which none is reported.
 """
@@ -9,6 +9,7 @@ Writes src/cache_dit/bench/calibrated/, from runs of the training prompts, of wh
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from typing import Any
 import torch
 
 from cache_dit.bench import Cell, Purpose
-from cache_dit.bench.calibrated import SHARES, calibrated_file
+from cache_dit.bench.calibrated import BUDGETS, SHARES, calibrated_file
+from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.demo import load_pipeline
 from cache_dit.demo.model import SIZE, TOKENS
 from cache_dit.files import write_whole
-from cache_dit.tune import DPCache, LeMiCa, Search, calibrate, magcache_ratios, observe
+from cache_dit.tune import ClosedLoop, DPCache, LeMiCa, Search, calibrate, magcache_ratios, observe
 
 PROMPTS = [picture.prompt for picture in Purpose.TRAINING.pictures]
 
@@ -31,12 +33,28 @@ def schedules(pipe: Any, search: Search, count: int, options: dict[str, Any]) ->
     return {f"{budget:g}": seen.schedule(round(budget * seen.total)).computed for budget in SHARES}
 
 
-def write(pipe: Any, method: str, path: Path, options: dict[str, Any]) -> None:
+def tried(pipe: Any, cell: Cell, options: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The same by real runs, for the estimate from the file of `trajectory`."""
+    measured = Trajectory.load(calibrated_file("trajectory", cell))
+    found = {}
+    for budget in BUDGETS:
+        count = round(budget * cell.steps)
+        search = ClosedLoop(trajectory=measured, computed_steps=count)
+        seen = observe(pipe, PROMPTS * 2, search=search, **options)
+        found[f"{budget:g}"] = seen.schedule(count).computed
+    return found
+
+
+def write(pipe: Any, method: str, cell: Cell, options: dict[str, Any]) -> Path:
     """Write a method's file. MagCache takes one prompt and DPCache ten, as their authors do."""
     found: Any
+    path = calibrated_file(method, cell)
     match method:
         case "trajectory":
-            return calibrate(pipe, PROMPTS * 2, **options).save(path)
+            calibrate(pipe, PROMPTS * 2, **options).save(path)
+            return path
+        case "closed-loop":
+            found = tried(pipe, cell, options)
         case "magcache":
             found = magcache_ratios(pipe, PROMPTS[:1], **options)
         case "dpcache":
@@ -44,25 +62,25 @@ def write(pipe: Any, method: str, path: Path, options: dict[str, Any]) -> None:
         case _:
             found = schedules(pipe, LeMiCa(), 1, options)
     write_whole(path, json.dumps(found) + "\n")
+    return path
 
 
 def main() -> None:
-    """Run all cells."""
-    methods = ("trajectory", "magcache", "dpcache", "lemica")
+    """Run all cells, or those that are named."""
+    methods = ("trajectory", "closed-loop", "magcache", "dpcache", "lemica")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("methods", nargs="*", choices=[*methods, []], help="default: all")
-    wanted = parser.parse_args().methods or methods
+    parser.add_argument("--steps", type=int, nargs="+", default=[28, 50])
+    parser.add_argument("--cfg", type=float, nargs="+", default=[1.0, 2.0])
+    given = parser.parse_args()
     torch.set_num_threads(1)
     pipe = load_pipeline()
-    for steps in (28, 50):
-        for cfg in (1.0, 2.0):
-            guidance = {} if cfg == 1.0 else {"negative_prompt": "", "true_cfg_scale": cfg}
-            sizes = {"height": SIZE, "width": SIZE, "max_sequence_length": TOKENS}
-            options = {"num_inference_steps": steps, "seed": 500, **sizes, **guidance}
-            for method in wanted:
-                path = calibrated_file(method, Cell(steps, cfg))
-                write(pipe, method, path, options)
-                print(path, flush=True)
+    for steps, cfg in itertools.product(given.steps, given.cfg):
+        guidance = {} if cfg == 1.0 else {"negative_prompt": "", "true_cfg_scale": cfg}
+        sizes = {"height": SIZE, "width": SIZE, "max_sequence_length": TOKENS}
+        options = {"num_inference_steps": steps, "seed": 500, **sizes, **guidance}
+        for method in given.methods or methods:
+            print(write(pipe, method, Cell(steps, cfg), options), flush=True)
 
 
 if __name__ == "__main__":

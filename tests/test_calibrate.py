@@ -128,6 +128,7 @@ def test_candidates_are_schedules_with_different_beginnings(steps: int, count: i
     assert all(made[0] == 0 and len(made) == count and made[-1] < steps for made in found)
     assert all(list(made) == sorted(set(made)) for made in found)
     assert len({made[:4] for made in found}) == len(found) == (5 if count < steps else 1)
+    assert found[0] == straight(steps).schedule(count)
 
 
 def test_the_closed_loop_takes_what_ends_nearest_to_the_uncached_runs() -> None:
@@ -145,6 +146,15 @@ def test_the_closed_loop_takes_what_ends_nearest_to_the_uncached_runs() -> None:
     assert seen[0][tried[3]] == pytest.approx(9.0), "squares"
     assert search.choose(seen, 12, 5) == tried[2], "the sum of squares decides, so the worst run mostly"
     assert search.choose(seen, 12, 6) is None, "another number of steps was not tried"
+
+
+def test_one_run_in_ten_does_not_decide() -> None:
+    """It ends in another picture, by chance, and with an error that drowns all others."""
+    search = ClosedLoop(trajectory=straight(12), computed_steps=5, tries=2)
+    safe, near = candidates(search.trajectory, 5, 2)
+    seen = [{safe: 1.0, near: 0.5}] * 9
+    assert search.choose([*seen, {safe: 1.0, near: 50.0}], 12, 5) == near
+    assert search.choose([*seen, *[{safe: 1.0, near: 50.0}] * 2], 12, 5) == safe
 
 
 def test_the_closed_loop_wants_a_trajectory_of_the_same_length() -> None:

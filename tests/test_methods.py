@@ -101,7 +101,8 @@ def test_the_examples_run_and_skip_something(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # Fewer steps than the text says, since every one is computed there.
-    code = BLOCKS[number].replace("num_inference_steps=28", "num_inference_steps=8").replace("(14)", "(4)")
+    code = BLOCKS[number].replace("num_inference_steps=28", "num_inference_steps=8")
+    code = code.replace("(14)", "(4)").replace("=7)", "=4)").replace("(7)", "(4)")
     names = {"cache_dit": cache_dit, "pipe": pipe, "prompts": PROMPTS[:1], "arguments": DEMO}
     try:
         exec(compile(code, "methods.md", "exec"), names)

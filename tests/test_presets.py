@@ -119,6 +119,15 @@ def test_a_measured_trajectory_chooses_the_steps() -> None:
     assert preset.cache_config.schedule.model == "Flux"
 
 
+@pytest.mark.parametrize("pictures", [0, 8])
+def test_a_trajectory_takes_a_schedule_in_place_of_a_share(pictures: int) -> None:
+    sigmas = tuple(1.0 - step / STEPS for step in range(STEPS + 1))
+    measured = replace(Trajectory.expected(sigmas), pictures=pictures) if pictures else None
+    preset = presets.trajectory(SCHEDULE, measured)
+    assert preset.cache_config == presets.dpcache(SCHEDULE).cache_config
+    assert preset.calibrator_config == presets.trajectory(0.5, measured).calibrator_config
+
+
 def test_a_preset_can_be_changed() -> None:
     preset = presets.taylorseer_lite(3, 2)
     changed = preset.with_options(max_warmup_steps=5, last_step_computed=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from cache_dit.caching.maths.trajectory import Trajectory
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [
@@ -67,6 +70,25 @@ def test_the_benchmark_of_the_engine(
     rows = [line.split("|") for line in text[text.index("# Cost") :].splitlines() if "fast mask |" in line]
     assert [row[1].strip() for row in rows] == ["1", "4"]
     assert all(0.3 < float(row[7]) < 1.0 for row in rows)
+
+
+def test_calibration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    script = importlib.import_module("calibrate")
+    monkeypatch.setattr(script, "PROMPTS", script.PROMPTS[:1])
+    monkeypatch.setattr(script, "calibrated_file", lambda method, _: tmp_path / f"{method}.json")
+    methods = ("trajectory", "closed-loop", "magcache")
+    monkeypatch.setattr(sys, "argv", ["calibrate.py", *methods, "--steps", "8", "--cfg", "1"])
+    script.main()
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(methods)
+    assert Trajectory.load(tmp_path / "trajectory.json").steps == 8
+    found = json.loads((tmp_path / "closed-loop.json").read_text())
+    assert {budget: len(steps) for budget, steps in found.items()} == {
+        "0.5": 4,
+        "0.4": 3,
+        "0.333333": 3,
+        "0.25": 2,
+    }
 
 
 def test_the_table_of_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -447,7 +448,33 @@ def test_calibrate_names_its_methods(tmp_path: Path) -> None:
     assert "--method is 'guess'; allowed are 'trajectory'" in result.stderr
 
 
-@pytest.mark.parametrize("method", ["trajectory", "dpcache", "lemica", "magcache"])
+def test_calibrate_by_a_closed_loop(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, out = str(tmp_path / "known.json"), str(tmp_path / "found.json")
+    run = partial(command, "calibrate", "--limit", "1", monkeypatch=monkeypatch, pipe=pipe)
+    assert run("--method", "trajectory", "--steps", "5", "--out", known).exit_code == 0
+    options = ("--method", "closed_loop", "--compute", "0.6", "--trajectory", known, "--out", out)
+    result = run(*options, "--steps", "6")
+    assert result.exit_code == 2
+    assert "is from 5 steps and --steps is 6" in result.stderr
+    result = run(*options, "--steps", "5")
+    assert result.exit_code == 0, result.output
+    used = f"presets.trajectory(Schedule.load({out!r}), Trajectory.load({known!r}))"
+    assert used in result.output
+    schedule, trajectory = cache_dit.Schedule.load(out), cache_dit.Trajectory.load(known)
+    assert (schedule.total, len(schedule.computed)) == (5, 3)
+    cache_dit.enable_cache(pipe, cache_dit.presets.trajectory(schedule, trajectory))
+    cache_dit.disable_cache(pipe)
+
+
+def test_a_closed_loop_wants_a_trajectory(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["calibrate", "--method", "closed_loop", "--out", str(tmp_path / "a.json")]
+    )
+    assert result.exit_code == 2
+    assert "give its file by --trajectory" in result.stderr
+
+
+@pytest.mark.parametrize("method", ["trajectory", "closed_loop", "dpcache", "lemica", "magcache"])
 def test_calibrate_says_what_is_wrong_before_it_draws(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

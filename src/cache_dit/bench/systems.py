@@ -10,7 +10,7 @@ from typing import Any
 
 from cache_dit import presets
 from cache_dit.api import disable_cache, enable_cache
-from cache_dit.bench.calibrated import SHARES, calibrated, calibrated_file
+from cache_dit.bench.calibrated import BUDGETS, SHARES, calibrated, calibrated_file
 from cache_dit.bench.diffusers_systems import diffusers_systems
 from cache_dit.bench.pictures import Cell
 from cache_dit.bench.system import Kind, System, everywhere
@@ -91,6 +91,12 @@ def _measured(cell: Cell, fraction: float) -> Preset:
     return presets.trajectory(fraction, Trajectory.load(calibrated_file("trajectory", cell)))
 
 
+def _tried(cell: Cell, fraction: float) -> Preset:
+    computed = calibrated("closed-loop", cell)[f"{fraction:g}"]
+    schedule = Schedule(total=cell.steps, computed=tuple(computed))
+    return presets.trajectory(schedule, Trajectory.load(calibrated_file("trajectory", cell)))
+
+
 def _searched(preset: Callable[[Schedule], Preset], cell: Cell, fraction: float) -> Preset:
     computed = calibrated(preset.__name__, cell)[f"{fraction:g}"]
     return preset(Schedule(total=cell.steps, computed=tuple(computed)))
@@ -103,6 +109,7 @@ def _magnitudes(cell: Cell, threshold: float) -> Preset:
 _LINES: tuple[Line, ...] = (
     _line("Trajectory", presets.trajectory, SHARES, fixed=True),
     ("Trajectory, measured", _measured, SHARES, True),
+    ("Trajectory, closed loop", _tried, BUDGETS, True),
     _line("Tolerance", presets.tolerance, (0.02, 0.035, 0.05, 0.07, 0.1, 0.15), fixed=False),
     *(
         _line(f"default decisions, {filled}", partial(_plain, filled), (0.08, 0.12, 0.16), fixed=False)
@@ -153,6 +160,7 @@ _LINES: tuple[Line, ...] = (
 # What `bench/calibrate.py` measures for them, by method.
 _CALIBRATED = {
     "Trajectory, measured": "trajectory",
+    "Trajectory, closed loop": "closed-loop",
     "MagCache of this package": "magcache",
     "DPCache": "dpcache",
     "LeMiCa": "lemica",

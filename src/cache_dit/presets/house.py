@@ -18,16 +18,19 @@ from cache_dit.caching.options import one_of, real
 from cache_dit.presets.preset import Preset
 
 
-def trajectory(compute: float = 0.5, measured: Trajectory | None = None) -> Preset:
+def trajectory(compute: float | Schedule = 0.5, measured: Trajectory | None = None) -> Preset:
     """The best linear estimate of the latent from a share of the steps (this project).
 
     Args:
-        compute: Share of the steps to compute: 0.5, 0.4, 0.33 and 0.25 are 2 to 4 times less FLOPs.
+        compute: Share of the steps to compute: 0.5, 0.4, 0.33 and 0.25 are 2 to 4 times less FLOPs. Or which
+            ones, from `cache_dit.tune.observe(..., search=ClosedLoop(...))`: nearer still.
         measured: What `cache_dit.tune.calibrate` has found of the model; the steps are then chosen for it,
             which takes some seconds. None: what is expected of any model. At another number of steps than it
             was measured with, the choice is stretched.
     """
     estimate = TrajectoryCalibratorConfig(trajectory=measured)
+    if isinstance(compute, Schedule):
+        return Preset(ScheduleConfig(place=Place.OUTPUT, schedule=compute), estimate)
     if measured is None:
         return Preset(BudgetConfig(compute=compute), estimate)
     real(0.0, 1.0)("compute", compute)
