@@ -75,7 +75,7 @@ def test_the_benchmark_of_the_engine(
 def test_calibration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(ROOT / "bench")
     script = importlib.import_module("calibrate")
-    monkeypatch.setattr(script, "PROMPTS", script.PROMPTS[:1])
+    monkeypatch.setattr(script, "_MANY", 2)
     monkeypatch.setattr(script, "calibrated_file", lambda method, _: tmp_path / f"{method}.json")
     methods = ("trajectory", "closed-loop", "magcache")
     monkeypatch.setattr(sys, "argv", ["calibrate.py", *methods, "--steps", "8", "--cfg", "1"])

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from cache_dit._version import __version__
-from cache_dit.bench.diffusers_systems import REMARKS
+from cache_dit.bench import diffusers_systems, systems
 from cache_dit.bench.pictures import Cell, Purpose
 from cache_dit.bench.plot import draw_fronts
 from cache_dit.bench.store import Scores
@@ -162,7 +162,8 @@ def _opening(training: Sequence[Row], report: Sequence[Row]) -> str:
         "other prompts and seeds",
         "noise floor, uncached runs one by one against batches: "
         + (f"{min(floor):.0f} dB" if floor else "not measured"),
-        *REMARKS,
+        *diffusers_systems.REMARKS,
+        *systems.REMARKS,
     )
     listed = "\n".join(f"- {fact}" for fact in facts)
     return f"# All caches, and fewer steps\n\n{listed}\n\n{_EXPLAINED}\n"

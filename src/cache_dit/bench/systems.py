@@ -10,10 +10,11 @@ from typing import Any
 
 from cache_dit import presets
 from cache_dit.api import disable_cache, enable_cache
-from cache_dit.bench.calibrated import BUDGETS, SHARES, calibrated, calibrated_file
+from cache_dit.bench.calibrated import SHARES, calibrated, calibrated_file
 from cache_dit.bench.diffusers_systems import diffusers_systems
 from cache_dit.bench.pictures import Cell
 from cache_dit.bench.system import Kind, System, everywhere
+from cache_dit.bench.table import BUDGETS
 from cache_dit.caching.catalogue import (
     CalibratorConfig,
     DBCacheConfig,
@@ -24,6 +25,11 @@ from cache_dit.caching.maths.masks import steps_mask
 from cache_dit.caching.maths.schedule import Schedule
 from cache_dit.caching.maths.trajectory import Trajectory
 from cache_dit.presets import Preset
+
+REMARKS = (
+    "this package's LeMiCa and MagCache were calibrated on one prompt, its DPCache on ten, as their authors "
+    "do, Trajectory (measured, closed loop) on 48, for each cell; none of these is of a picture below",
+)
 
 Make = Callable[[Cell, Any], Preset]  # what a strength means in a cell
 Line = tuple[str, Make, Sequence[Any], bool]  # name, preset, strengths, and whether `System.fixed`
@@ -109,7 +115,7 @@ def _magnitudes(cell: Cell, threshold: float) -> Preset:
 _LINES: tuple[Line, ...] = (
     _line("Trajectory", presets.trajectory, SHARES, fixed=True),
     ("Trajectory, measured", _measured, SHARES, True),
-    ("Trajectory, closed loop", _tried, BUDGETS, True),
+    ("Trajectory, closed loop", _tried, tuple(BUDGETS.values()), True),
     _line("Tolerance", presets.tolerance, (0.02, 0.035, 0.05, 0.07, 0.1, 0.15), fixed=False),
     *(
         _line(f"default decisions, {filled}", partial(_plain, filled), (0.08, 0.12, 0.16), fixed=False)

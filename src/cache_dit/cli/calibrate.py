@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cache_dit.tune import Search
 
 # Every method, and the prompts that it needs.
-_METHODS = {"trajectory": 8, "closed_loop": 24, "dpcache": 4, "lemica": 1, "magcache": 1}
+_METHODS = {"trajectory": 8, "closed_loop": 48, "dpcache": 4, "lemica": 1, "magcache": 1}
 
 
 def calibrate(
@@ -36,7 +36,7 @@ def calibrate(
         typer.Option(
             min=1,
             help="Only so many of the first prompts.",
-            show_default="8; closed_loop 24; dpcache 4; lemica, magcache 1",
+            show_default="8; closed_loop 48; dpcache 4; lemica, magcache 1",
             rich_help_panel="What is drawn",
         ),
     ] = None,

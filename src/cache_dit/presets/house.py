@@ -23,7 +23,7 @@ def trajectory(compute: float | Schedule = 0.5, measured: Trajectory | None = No
 
     Args:
         compute: Share of the steps to compute: 0.5, 0.4, 0.33 and 0.25 are 2 to 4 times less FLOPs. Or which
-            ones, from `cache_dit.tune.observe(..., search=ClosedLoop(...))`: nearer still.
+            ones, from `cache_dit.tune.observe(..., search=ClosedLoop(...))`.
         measured: What `cache_dit.tune.calibrate` has found of the model; the steps are then chosen for it,
             which takes some seconds. None: what is expected of any model. At another number of steps than it
             was measured with, the choice is stretched.

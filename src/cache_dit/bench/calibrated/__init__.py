@@ -11,9 +11,6 @@ from cache_dit.bench.pictures import Cell
 SHARES = (0.6, 0.5, 0.4, 1 / 3, 0.3, 0.25, 0.22)
 """Shares of the steps that are computed, for methods that take one."""
 
-BUDGETS = (0.5, 0.4, 1 / 3, 0.25)
-"""Those of them that tables show, for a method that is searched for each anew."""
-
 
 def calibrated_file(method: str, cell: Cell) -> Path:
     """The file of a method in a cell, whether there is one or not."""
