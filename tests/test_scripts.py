@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from cache_dit.bench import Purpose
 from cache_dit.caching.maths.trajectory import Trajectory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,6 +90,15 @@ def test_calibration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "0.333333": 3,
         "0.25": 2,
     }
+
+
+def test_prompts_to_calibrate_with_are_taught_and_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    monkeypatch.syspath_prepend(ROOT)
+    prompts = set(importlib.import_module("calibrate").many_prompts())
+    assert len(prompts) == 48
+    assert prompts <= set(map(str, importlib.import_module("training.landscapes").all_captions()))
+    assert prompts.isdisjoint(picture.prompt for picture in Purpose.REPORT.pictures)
 
 
 def test_the_table_of_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
